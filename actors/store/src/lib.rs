@@ -54,8 +54,11 @@
 //!   home             the schema of the tables
 //!   timescale        TimescaleDB: whether it is there, how its functions are called
 //!   lane_row         reads the rows of lanes and writers
-//!   partition        daily partitions, retention, replica identities
+//!   logs             the table of records as it is, and the one for late records beside it
+//!   retention        deletes rows that have expired, and counters
+//!   partition        daily partitions, replica identities
 //!   chunk            TimescaleDB's chunks: retention
+//!   place            which of the two tables a record is inserted into
 //!   late             records far from the present, beside TimescaleDB's chunks
 //!   mover            moves them into chunks, and deletes those that have expired
 //!   index            indexes of closed partitions

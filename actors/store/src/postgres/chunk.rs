@@ -8,7 +8,8 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::{Failures, in_transaction};
-use super::partition::{Logs, take_counters};
+use super::logs::Logs;
+use super::retention::delete_counters_of;
 use super::timescale::Timescale;
 use super::types::Time;
 use crate::error::StoreError;
@@ -32,7 +33,7 @@ pub(super) async fn drop_chunks(
         }
         let what = format!("dropping an expired chunk of {table}");
         let dropped = in_transaction(client, &what, async {
-            let counted = take_counters(client, logs, (from_us, to_us)).await?;
+            let counted = delete_counters_of(client, logs, (from_us, to_us)).await?;
             client.query(&drop, &[&table, &Time(from_us), &Time(to_us)]).await?;
             Ok(counted)
         });

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::{give_to_owner, in_transaction};
-use super::partition::Logs;
+use super::logs::Logs;
 use super::types::Time;
 use crate::error::StoreError;
 use crate::protocol::clock::{ClockState, Observed, passed_us};

@@ -14,10 +14,7 @@ use logweir_record::timestamp;
 
 /// Lists the columns in the order in which [`Encoder`] writes them.
 pub(super) const COPY_SQL: &str =
-    "COPY $home.logs (id, ts, severity, service, host, message, attributes) FROM STDIN (FORMAT binary)";
-/// The same into the table for late records.
-pub(super) const COPY_LATE_SQL: &str =
-    "COPY $home.logweir_late (id, ts, severity, service, host, message, attributes) FROM STDIN (FORMAT binary)";
+    "COPY $logs (id, ts, severity, service, host, message, attributes) FROM STDIN (FORMAT binary)";
 /// Start of a row: 7 columns, then length and value of id (8), ts (8) and severity (2).
 const FIXED: [u8; 32] = {
     let mut fixed = [0; 32];

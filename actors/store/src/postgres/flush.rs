@@ -26,12 +26,11 @@ use tokio_postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, GRACE, describe, failure, no_answer, within};
-use super::copy::{COPY_LATE_SQL, COPY_SQL, CopyError, copy};
+use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
-use super::late::{Detour, Reach, SharedDetour, Window};
-use super::partition::LATE;
+use super::place::{Detour, Place, Reach, SharedDetour, Window};
 use super::schema::Prepared;
 use super::types::{Json, Time};
 use super::{idempotency, schema};
@@ -74,17 +73,12 @@ const VOLUME_SQL: &str = "INSERT INTO $home.log_volume AS v (minute, service, se
     FROM unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::bigint[]) AS t (minute, service, severity, records) \
     ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = v.records + excluded.records";
 /// Returns the ids of the rows that were inserted: not those of rows for which a trigger returned NULL.
-const EXACT_SQL: &str = "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) \
-    SELECT id, ts, severity, service, host, message, attributes \
-    FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
-    AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
-const EXACT_LATE_SQL: &str = "INSERT INTO $home.logweir_late (id, ts, severity, service, host, message, attributes) \
+const EXACT_SQL: &str = "INSERT INTO $logs (id, ts, severity, service, host, message, attributes) \
     SELECT id, ts, severity, service, host, message, attributes \
     FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
     AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
 const ONE_SQL: &str =
-    "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-const ONE_LATE_SQL: &str = "INSERT INTO $home.logweir_late (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    "INSERT INTO $logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const DEAD_SQL: &str = "INSERT INTO $home.logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
     FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \
@@ -191,21 +185,24 @@ impl PgLane {
         let connection = self.connector.connect(&self.name).await?;
         end_stalled(&connection, &self.name).await;
         let Prepared { home, has_late } = schema::check_columns(&connection.client, &self.home).await?;
-        let prepare = async |sql| {
+        let prepare = async |sql: &str| {
             connection.client.prepare(&home.sql(sql)).await.map_err(|error| failure("preparing the flush", &error))
         };
         let cas = prepare(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL }).await?;
-        let copy = prepare(COPY_SQL).await?;
+        let copy = prepare(&Place::Logs.sql(&home, COPY_SQL)).await?;
         let volume = prepare(VOLUME_SQL).await?;
         let guard = prepare(GUARD_SQL).await?;
-        let (logs, late) = (home.table("logs").to_string(), home.table(LATE).to_string());
+        let (logs, late) = (Place::Logs.table(&home).to_string(), Place::Late.table(&home).to_string());
         let settings = connection
             .client
             .query_typed_one(SETTINGS_SQL, &[(&logs, Type::TEXT), (&late, Type::TEXT)])
             .await
             .map_err(|error| failure("reading the database's encoding", &error))?;
         let (ascii, has_policies) = (settings.get(0), settings.get(1));
-        let copy_late = if has_late && settings.get(2) { Some(prepare(COPY_LATE_SQL).await?) } else { None };
+        let copy_late = match has_late && settings.get(2) {
+            true => Some(prepare(&Place::Late.sql(&home, COPY_SQL)).await?),
+            false => None,
+        };
         Ok(LaneSession {
             connection,
             home,
@@ -266,24 +263,6 @@ impl PgLane {
         let flushed = flushed?;
         self.session = Some(session);
         Ok(flushed)
-    }
-}
-
-/// Where a row is inserted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// `logs`.
-    Logs,
-    /// The table for late records.
-    Late,
-}
-
-impl Place {
-    fn exact_sql(self) -> &'static str {
-        match self {
-            Self::Logs => EXACT_SQL,
-            Self::Late => EXACT_LATE_SQL,
-        }
     }
 }
 
@@ -408,8 +387,8 @@ impl LaneSession {
         let messages: Vec<&str> = rows.iter().map(|row| row.record.message).collect();
         let attributes: Vec<Option<Json<'_>>> = rows.iter().map(|row| attributes(&row.record)).collect();
         let values: [&(dyn ToSql + Sync); 7] = [&ids, &times, &severities, &services, &hosts, &messages, &attributes];
-        let inserted = match limited(self.limit, self.client().query(&self.home.sql(place.exact_sql()), &values)).await
-        {
+        let sql = place.sql(&self.home, EXACT_SQL);
+        let inserted = match limited(self.limit, self.client().query(&sql, &values)).await {
             Some(Ok(inserted)) => inserted,
             Some(Err(error)) => {
                 self.keep_lock(&error);
@@ -466,9 +445,9 @@ impl LaneSession {
         };
         let prepared = async {
             client.batch_execute("SAVEPOINT logweir_row").await?;
-            let one = client.prepare_typed(&self.home.sql(ONE_SQL), &types).await?;
+            let one = client.prepare_typed(&Place::Logs.sql(&self.home, ONE_SQL), &types).await?;
             let one_late = match late {
-                Some(_) => Some(client.prepare_typed(&self.home.sql(ONE_LATE_SQL), &types).await?),
+                Some(_) => Some(client.prepare_typed(&Place::Late.sql(&self.home, ONE_SQL), &types).await?),
                 None => None,
             };
             Ok((one, one_late, client.prepare("ROLLBACK TO SAVEPOINT logweir_row").await?))

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::quoted;
-use super::partition::LATE;
+use super::logs::LATE;
 use super::{clock, idempotency, schema};
 use crate::error::StoreError;
 

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Error, Row, Statement};
 use super::connect::failed;
 use super::ddl::{Relation, give_to_owner, in_transaction};
 use super::home::Home;
-use super::partition::{DELETE_FOR, DELETE_ROWS};
+use super::retention::{DELETE_FOR, DELETE_ROWS};
 use super::types::Time;
 use crate::error::StoreError;
 use crate::protocol::requests::KeyRow;

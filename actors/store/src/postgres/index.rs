@@ -13,7 +13,8 @@ use tokio_postgres::{Client, Error};
 use super::connect::{describe, failed};
 use super::ddl::{Failures, Relation, ddl_failure, quoted};
 use super::home::Home;
-use super::partition::{Logs, LogsKind, partition_name};
+use super::logs::{Logs, LogsKind};
+use super::partition::partition_name;
 use crate::error::StoreError;
 
 /// Days after which a partition counts as closed.

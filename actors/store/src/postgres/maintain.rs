@@ -16,11 +16,10 @@ use super::clock::{self, LastRound};
 use super::connect::{Connection, Connector, failed, within};
 use super::home::{Home, KnownHome};
 use super::index::{self, IndexKind};
-use super::late::{Reach, Window};
-use super::partition::{
-    Logs, LogsKind, delete_counters, delete_rows, drop_partitions, make_partitions, prune_takeovers,
-    set_replica_identity,
-};
+use super::logs::{Logs, LogsKind};
+use super::partition::{drop_partitions, make_partitions, prune_takeovers, set_replica_identity};
+use super::place::{Reach, Window};
+use super::retention::{delete_counters, delete_rows};
 use super::timescale::Timescale;
 use super::types::Time;
 use super::{chunk, idempotency, mover, policy, schema, takeover_digest};

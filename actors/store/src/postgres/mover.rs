@@ -9,8 +9,9 @@ use tokio_postgres::{Client, Error};
 use super::chunk::{Chunk, chunks};
 use super::connect::failed;
 use super::ddl::{Failures, Relation, in_transaction};
-use super::late::Window;
-use super::partition::{DELETE_FOR, DELETE_ROWS, Logs, LogsKind, take_counters};
+use super::logs::{Logs, LogsKind};
+use super::place::Window;
+use super::retention::{DELETE_FOR, DELETE_ROWS, delete_counters_of};
 use super::types::Time;
 use crate::error::StoreError;
 
@@ -122,7 +123,7 @@ pub(super) async fn delete_expired(client: &Client, logs: &Logs, first_kept: i64
                 let deleted = client.execute(&delete, &[&from, &to]).await?;
                 let is_last = deleted < DELETE_ROWS;
                 if is_last && !client.query_one(&found, &[&from, &to]).await?.get::<_, bool>(0) {
-                    take_counters(client, logs, (from_us, to_us)).await?;
+                    delete_counters_of(client, logs, (from_us, to_us)).await?;
                 }
                 Ok(deleted)
             })
@@ -156,7 +157,7 @@ async fn shared_columns(client: &Client, logs: &Logs, late: &Relation) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::super::late::Reach;
+    use super::super::place::Reach;
     use super::*;
 
     const NOW: i64 = 20_000 * DAY_US + DAY_US / 2;

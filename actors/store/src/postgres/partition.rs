@@ -16,20 +16,16 @@ use std::time::Duration;
 
 use logweir_record::timestamp::{self, DAY_US};
 use tokio::time::Instant;
-use tokio_postgres::types::Oid;
 use tokio_postgres::{Client, Error};
 
 use super::connect::failed;
 use super::ddl::{Failures, LIMITS, Limits, Relation, give_to_owner, in_transaction, in_transaction_with, quoted};
 use super::error_class::FUTURE_CHECK;
 use super::home::Home;
-use super::timescale::is_hypertable;
+use super::logs::Logs;
+use super::retention::delete_counters_of;
 use super::types::Time;
 use crate::error::StoreError;
-
-/// Rows per DELETE statement, and time for the statements of one step.
-pub(super) const DELETE_ROWS: u64 = 10_000;
-pub(super) const DELETE_FOR: Duration = Duration::from_secs(240);
 
 /// How long the default partition may be locked per attempt to create a partition.
 const LOCKED_MAX: Duration = Duration::from_secs(1);
@@ -47,34 +43,6 @@ const DROP_CHECK_ATTEMPTS: u32 = 10;
 /// Name of the default partition, unless another table has it.
 const DEFAULT_NAME: &str = "logs_default";
 
-/// Name of the table beside a hypertable that takes records far from the present.
-pub(super) const LATE: &str = "logweir_late";
-
-/// The table `logs` as it is now.
-pub(super) struct Logs {
-    pub(super) oid: Oid,
-    pub(super) table: Relation,
-    pub(super) kind: LogsKind,
-    /// The default partition, whatever its name.
-    pub(super) default: Option<Relation>,
-    /// [`LATE`], if it is there.
-    pub(super) late: Option<Relation>,
-    /// For the partitions: ` TABLESPACE …`, or nothing.
-    tablespace: String,
-    server_version: i32,
-}
-
-/// How `logs` is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogsKind {
-    /// Into daily partitions.
-    Partitioned,
-    /// Into chunks, by TimescaleDB.
-    Hypertable,
-    /// Not at all: an operator made it.
-    Plain,
-}
-
 /// A partition that is not the default one.
 struct Partition {
     relation: Relation,
@@ -84,62 +52,6 @@ struct Partition {
 }
 
 impl Logs {
-    /// Reads the table that a flush writes to.
-    pub(super) async fn read(client: &Client, home: &Home) -> Result<Self, StoreError> {
-        let row = client
-            .query_opt(
-                "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
-                 s.spcname::text, current_setting('server_version_num')::integer, \
-                 EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = $2) \
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid \
-                 LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
-                 LEFT JOIN pg_namespace dn ON dn.oid = d.relnamespace \
-                 LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace \
-                 WHERE n.nspname = $1 AND c.relname = 'logs'",
-                &[&home.name(), &LATE],
-            )
-            .await
-            .map_err(failed("reading the table logs"))?;
-        let Some(row) = row else {
-            return Err(StoreError::Systemic(format!(
-                "table logs was not found in schema {home}; it is created when a lane connects again"
-            )));
-        };
-        let relation = |schema: usize, name: usize| Some(Relation { schema: row.get(schema), name: row.get(name) });
-        let table = Relation { schema: row.get(1), name: row.get(2) };
-        let kind = match row.get(3) {
-            true => LogsKind::Partitioned,
-            false if is_hypertable(client, &table).await.map_err(failed("looking for hypertables"))? => {
-                LogsKind::Hypertable
-            }
-            false => LogsKind::Plain,
-        };
-        let tablespace = row.get::<_, Option<String>>(6);
-        Ok(Self {
-            oid: row.get(0),
-            late: row.get::<_, bool>(8).then(|| home.table(LATE)),
-            table,
-            kind,
-            default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),
-            tablespace: tablespace.map_or(String::new(), |name| format!(" TABLESPACE {}", quoted(&name))),
-            server_version: row.get(7),
-        })
-    }
-
-    /// The table `name` in the schema of `logs`.
-    pub(super) fn beside(&self, name: &str) -> Relation {
-        Relation { schema: self.table.schema.clone(), name: name.to_owned() }
-    }
-
-    /// What contains all records, with these columns, for FROM.
-    pub(super) fn all(&self, columns: &str) -> String {
-        match &self.late {
-            None => self.table.to_string(),
-            Some(late) => union_all(columns, &self.table.to_string(), &late.to_string()),
-        }
-    }
-
     /// Creates `name` as a table of the same shape, empty and not attached. Leaves out the constraints in `later`: those
     /// that existing rows may violate.
     pub(super) async fn create_like(
@@ -214,11 +126,6 @@ impl Logs {
         };
         Ok(rows.iter().map(partition).collect())
     }
-}
-
-/// The records of both tables, for FROM. They are read in one snapshot, so a record that moves is seen once.
-pub(super) fn union_all(columns: &str, logs: &str, late: &str) -> String {
-    format!("(SELECT {columns} FROM {logs} UNION ALL SELECT {columns} FROM {late}) logs")
 }
 
 /// Returns `logs_pYYYYMMDD`.
@@ -487,7 +394,7 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
         let drop_it = async |limits: Limits, sql: String| {
             in_transaction_with(limits, client, &what, async {
                 // First, since lanes wait for what locks `logs`.
-                let counted = take_counters(client, logs, (*from_us, *to_us)).await?;
+                let counted = delete_counters_of(client, logs, (*from_us, *to_us)).await?;
                 client.batch_execute(&sql).await?;
                 Ok(counted)
             })
@@ -509,104 +416,6 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
         }
     }
     failures.first()
-}
-
-/// Counters that were deleted with their records.
-pub(super) struct TakenCounters {
-    pub(super) records: u64,
-    counters: u64,
-}
-
-impl TakenCounters {
-    /// Counts them for the metrics, as of a partition or a chunk.
-    pub(super) fn count_dropped(&self) {
-        metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
-        let deleted = |table| metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table);
-        deleted("logs").increment(self.records);
-        deleted("log_volume").increment(self.counters);
-    }
-}
-
-/// Deletes the counters of a range of which all records are about to be dropped, in the same transaction: the histogram
-/// never shows what is gone, nor lacks what is there. Records that wait beside `logs` keep theirs.
-pub(super) async fn take_counters(
-    client: &Client,
-    logs: &Logs,
-    (from_us, to_us): (i64, i64),
-) -> Result<TakenCounters, Error> {
-    let waiting = match &logs.late {
-        Some(late) => format!(" AND NOT EXISTS (SELECT FROM {late} WHERE ts >= $1 AND ts < $2)"),
-        None => String::new(),
-    };
-    // The number of records, too: counting the rows would read them all.
-    let sql = format!(
-        "WITH gone AS (DELETE FROM {} WHERE minute >= $1 AND minute < $2{waiting} RETURNING records) \
-         SELECT coalesce(sum(records), 0)::bigint, count(*) FROM gone",
-        logs.beside("log_volume")
-    );
-    let row = client.query_one(&sql, &[&Time(from_us), &Time(to_us)]).await?;
-    let number = |column| row.get::<_, i64>(column).unsigned_abs();
-    Ok(TakenCounters { records: number(0), counters: number(1) })
-}
-
-/// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.
-pub(super) async fn delete_rows(client: &Client, table: &Relation, first_kept: i64) -> Result<(), StoreError> {
-    let until = Instant::now() + DELETE_FOR;
-    delete_range(client, (table, "ts", "logs"), (i64::MIN, first_kept * DAY_US), until).await
-}
-
-/// Deletes the counters of days before `first_kept` of which no record is left: a partition can have stayed, because it
-/// is an operator's, or could not be dropped.
-pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
-    const WHAT: &str = "looking for counters of expired records";
-    let until = Instant::now() + DELETE_FOR;
-    let counters = logs.beside("log_volume");
-    let next = format!("SELECT min(minute) FROM {counters} WHERE minute >= $1 AND minute < $2");
-    let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.all("ts"));
-    let end_us = first_kept * DAY_US;
-    let mut from_us = i64::MIN;
-    while Instant::now() < until {
-        let (from, end) = (Time(from_us), Time(end_us));
-        let next = in_transaction(client, WHAT, async { client.query_one(&next, &[&from, &end]).await }).await?;
-        let Some(day) = next.get::<_, Option<Time>>(0).map(|minute| minute.0.div_euclid(DAY_US)) else { break };
-        let day_us = (day * DAY_US, (day + 1) * DAY_US);
-        let (from, to) = (Time(day_us.0), Time(day_us.1));
-        let has_records = in_transaction(client, WHAT, async { client.query_one(&found, &[&from, &to]).await }).await?;
-        if !has_records.get::<_, bool>(0) {
-            delete_range(client, (&counters, "minute", "log_volume"), day_us, until).await?;
-        }
-        from_us = day_us.1;
-    }
-    Ok(())
-}
-
-/// Deletes the rows of a table whose `column` is in a range, a bounded number at a time, and counts them for `label`.
-/// What is left at `until` is left to the next round.
-async fn delete_range(
-    client: &Client,
-    (table, column, label): (&Relation, &str, &'static str),
-    (from_us, to_us): (i64, i64),
-    until: Instant,
-) -> Result<(), StoreError> {
-    let what = format!("deleting expired rows from {table}");
-    let (from, to) = (Time(from_us), Time(to_us));
-    let expired = format!("FROM {table} WHERE {column} >= $1 AND {column} < $2");
-    let sql = format!("DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {expired} LIMIT {DELETE_ROWS}))");
-    let found = format!("SELECT EXISTS (SELECT {expired})");
-    loop {
-        let deleted = in_transaction(client, &what, async {
-            // A DELETE that finds nothing still needs a replica identity if the table is published.
-            match client.query_one(&found, &[&from, &to]).await?.get(0) {
-                true => client.execute(&sql, &[&from, &to]).await,
-                false => Ok(0),
-            }
-        })
-        .await?;
-        metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => label).increment(deleted);
-        if deleted < DELETE_ROWS || Instant::now() >= until {
-            return Ok(());
-        }
-    }
 }
 
 /// Gives the tables that maintenance deletes from a replica identity: without one, a publication of all tables makes

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Error};
 
 use super::connect::failed;
 use super::ddl::{Failures, ddl_failure};
-use super::partition::Logs;
+use super::logs::Logs;
 use super::timescale::Timescale;
 use crate::error::StoreError;
 

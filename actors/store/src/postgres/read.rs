@@ -19,7 +19,7 @@ use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 use super::connect::describe;
 use super::filter::Sql;
 use super::home::KnownHome;
-use super::partition::union_all;
+use super::logs::union_all;
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;

@@ -1,0 +1,114 @@
+//! Deletes rows that have expired, and the counters of records that have: used for whatever form `logs` has.
+
+use std::time::Duration;
+
+use logweir_record::timestamp::DAY_US;
+use tokio::time::Instant;
+use tokio_postgres::{Client, Error};
+
+use super::ddl::{Relation, in_transaction};
+use super::logs::Logs;
+use super::types::Time;
+use crate::error::StoreError;
+
+/// Rows per DELETE statement, and time for the statements of one step.
+pub(super) const DELETE_ROWS: u64 = 10_000;
+pub(super) const DELETE_FOR: Duration = Duration::from_secs(240);
+
+/// Counters that were deleted with their records.
+pub(super) struct DeletedCounters {
+    pub(super) records: u64,
+    counters: u64,
+}
+
+impl DeletedCounters {
+    /// Counts them for the metrics, as of a partition or a chunk.
+    pub(super) fn count_dropped(&self) {
+        metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
+        let deleted = |table| metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table);
+        deleted("logs").increment(self.records);
+        deleted("log_volume").increment(self.counters);
+    }
+}
+
+/// Deletes the counters of a range of which all records are about to be dropped, in the same transaction: the histogram
+/// never shows what is gone, nor lacks what is there. Records that wait beside `logs` keep theirs.
+pub(super) async fn delete_counters_of(
+    client: &Client,
+    logs: &Logs,
+    (from_us, to_us): (i64, i64),
+) -> Result<DeletedCounters, Error> {
+    let waiting = match &logs.late {
+        Some(late) => format!(" AND NOT EXISTS (SELECT FROM {late} WHERE ts >= $1 AND ts < $2)"),
+        None => String::new(),
+    };
+    // The number of records, too: counting the rows would read them all.
+    let sql = format!(
+        "WITH gone AS (DELETE FROM {} WHERE minute >= $1 AND minute < $2{waiting} RETURNING records) \
+         SELECT coalesce(sum(records), 0)::bigint, count(*) FROM gone",
+        logs.beside("log_volume")
+    );
+    let row = client.query_one(&sql, &[&Time(from_us), &Time(to_us)]).await?;
+    let number = |column| row.get::<_, i64>(column).unsigned_abs();
+    Ok(DeletedCounters { records: number(0), counters: number(1) })
+}
+
+/// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.
+pub(super) async fn delete_rows(client: &Client, table: &Relation, first_kept: i64) -> Result<(), StoreError> {
+    let until = Instant::now() + DELETE_FOR;
+    delete_range(client, (table, "ts", "logs"), (i64::MIN, first_kept * DAY_US), until).await
+}
+
+/// Deletes the counters of days before `first_kept` of which no record is left: a partition can have stayed, because it
+/// is an operator's, or could not be dropped.
+pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
+    const WHAT: &str = "looking for counters of expired records";
+    let until = Instant::now() + DELETE_FOR;
+    let counters = logs.beside("log_volume");
+    let next = format!("SELECT min(minute) FROM {counters} WHERE minute >= $1 AND minute < $2");
+    let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.all("ts"));
+    let end_us = first_kept * DAY_US;
+    let mut from_us = i64::MIN;
+    while Instant::now() < until {
+        let (from, end) = (Time(from_us), Time(end_us));
+        let next = in_transaction(client, WHAT, async { client.query_one(&next, &[&from, &end]).await }).await?;
+        let Some(day) = next.get::<_, Option<Time>>(0).map(|minute| minute.0.div_euclid(DAY_US)) else { break };
+        let day_us = (day * DAY_US, (day + 1) * DAY_US);
+        let (from, to) = (Time(day_us.0), Time(day_us.1));
+        let has_records = in_transaction(client, WHAT, async { client.query_one(&found, &[&from, &to]).await }).await?;
+        if !has_records.get::<_, bool>(0) {
+            delete_range(client, (&counters, "minute", "log_volume"), day_us, until).await?;
+        }
+        from_us = day_us.1;
+    }
+    Ok(())
+}
+
+/// Deletes the rows of a table whose `column` is in a range, a bounded number at a time, and counts them for `label`.
+/// What is left at `until` is left to the next round.
+async fn delete_range(
+    client: &Client,
+    (table, column, label): (&Relation, &str, &'static str),
+    (from_us, to_us): (i64, i64),
+    until: Instant,
+) -> Result<(), StoreError> {
+    let what = format!("deleting expired rows from {table}");
+    let (from, to) = (Time(from_us), Time(to_us));
+    let expired = format!("FROM {table} WHERE {column} >= $1 AND {column} < $2");
+    let sql = format!("DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {expired} LIMIT {DELETE_ROWS}))");
+    let found = format!("SELECT EXISTS (SELECT {expired})");
+    loop {
+        let deleted = in_transaction(client, &what, async {
+            // A DELETE that finds nothing still needs a replica identity if the table is published.
+            match client.query_one(&found, &[&from, &to]).await?.get(0) {
+                true => client.execute(&sql, &[&from, &to]).await,
+                false => Ok(0),
+            }
+        })
+        .await?;
+        metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => label).increment(deleted);
+        if deleted < DELETE_ROWS || Instant::now() >= until {
+            return Ok(());
+        }
+    }
+}
