@@ -20,21 +20,24 @@ use crate::error::StoreError;
 pub(super) const CREATE_SQL: &str = "DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
-        CREATE TABLE logweir_late (LIKE logs);
+        CREATE TABLE logweir_late (LIKE logs, stored_at timestamptz NOT NULL DEFAULT now());
         CREATE INDEX logweir_late_ts_idx ON logweir_late (ts);
         ALTER TABLE logweir_late REPLICA IDENTITY FULL;
     END IF;
 END
 $$;";
 
-/// Creates the table. All who read `logs` read it, too.
+/// Creates the table. All who read `logs` read it, too. `stored_at` tells the mover how long a record has waited.
 pub(super) async fn make(client: &Client, logs: &Logs) -> Result<(), StoreError> {
     let late = logs.beside(LATE);
     in_transaction(client, "creating a table for late records", async {
         logs.create_like(client, &late, &[]).await?;
         let index = quoted(&format!("{LATE}_ts_idx"));
         client
-            .batch_execute(&format!("CREATE INDEX {index} ON {late} (ts); ALTER TABLE {late} REPLICA IDENTITY FULL"))
+            .batch_execute(&format!(
+                "ALTER TABLE {late} ADD stored_at timestamptz NOT NULL DEFAULT now(); \
+                 CREATE INDEX {index} ON {late} (ts); ALTER TABLE {late} REPLICA IDENTITY FULL"
+            ))
             .await?;
         grant_like(client, &late, logs).await
     })
