@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use logweir_record::timestamp::{self, DAY_US};
 use logweir_tests::accounting::Totals;
@@ -14,11 +15,20 @@ use logweir_tests::process::Server;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres_with};
 use logweir_tests::store::Store;
 
+#[path = "timescale/update.rs"]
+mod update;
+
+/// Past the capture of test output: what was skipped must be visible in a run that passes.
+fn told(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Runs a scenario on a TimescaleDB with these settings, unless there is none.
 fn on_timescale(name: &str, settings: &[(&'static str, &str)], run: impl FnOnce(&mut Scenario)) {
     if !has_extension("timescaledb") {
-        eprintln!("{name}: skipped: no TimescaleDB; LOGWEIR_TEST_PG_BIN can name the programs of a server that has it");
-        return;
+        return told(&format!(
+            "{name}: skipped: no TimescaleDB; LOGWEIR_TEST_PG_BIN can name the programs of a server that has it"
+        ));
     }
     let settings = settings.iter().map(|&(key, value)| (key, value.to_owned())).collect();
     on_postgres_with(name, &Options { settings, ..Options::default() }, run);
