@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use logweir_benches::report::Report;
 use logweir_benches::scenario::peer::Peer;
-use logweir_benches::scenario::{Options, backlog, intake, latency, read, store};
+use logweir_benches::scenario::{Options, backlog, intake, latency, read, store, timescale};
 use logweir_benches::subject::Setup;
 use logweir_tests::process::build_logweir;
 
@@ -20,6 +20,10 @@ struct Arguments {
     /// Scenarios to run, in this order (default: all except the longest ones)
     #[arg(long, value_delimiter = ',')]
     only: Vec<Scenario>,
+    /// What `postgres` and `read` measure: `timescale` compares TimescaleDB with daily partitions
+    /// (LOGWEIR_TEST_PG_BIN names the programs of a server that has it)
+    #[arg(long, default_value = "postgres")]
+    store: Store,
     /// Number of rounds, the first of which is dropped
     #[arg(long, default_value_t = 5, global = true)]
     rounds: usize,
@@ -80,6 +84,14 @@ enum Command {
     },
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Store {
+    /// Daily partitions
+    Postgres,
+    /// TimescaleDB
+    Timescale,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Scenario {
     /// HTTP to PostgreSQL, compared with a bare COPY; then a drain
@@ -101,8 +113,10 @@ enum Scenario {
 }
 
 impl Scenario {
-    fn run(self, options: &Options, report: &mut Report) {
+    fn run(self, store: Store, options: &Options, report: &mut Report) {
         match self {
+            Self::Postgres if store == Store::Timescale => timescale::ingest(options, report),
+            Self::Read if store == Store::Timescale => timescale::read(options, report),
             Self::Postgres => store::postgres(options, report),
             Self::Intake => intake::large(options, report),
             Self::Small => intake::small(options, report),
@@ -151,7 +165,7 @@ fn main() {
     } else {
         let all = Scenario::value_variants().to_vec();
         for scenario in if arguments.only.is_empty() { all } else { arguments.only } {
-            scenario.run(&options, &mut report);
+            scenario.run(arguments.store, &options, &mut report);
         }
     }
     println!("\n{report}");

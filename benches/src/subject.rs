@@ -25,7 +25,14 @@ impl Database {
     /// Starts a new server.
     #[must_use]
     pub fn start() -> Self {
-        let settings = vec![("shared_buffers", "512MB".to_owned()), ("max_wal_size", "1GB".to_owned())];
+        Self::start_with(&[])
+    }
+
+    /// As [`Database::start`], with more settings.
+    #[must_use]
+    pub fn start_with(more: &[(&'static str, &str)]) -> Self {
+        let settings = [("shared_buffers", "512MB"), ("max_wal_size", "1GB")].iter().chain(more);
+        let settings = settings.map(|&(name, value)| (name, value.to_owned())).collect();
         let server = postgres::Server::start(&postgres::Options { fsync: true, settings, ..Default::default() });
         let name = on_a_runtime(create_database(&server.url("postgres")));
         Self { server, name }
@@ -74,6 +81,35 @@ impl Database {
     /// If a statement fails.
     pub fn run(&self, sql: &str) {
         on_a_runtime(async { connect(&self.url()).await.batch_execute(sql).await.expect("the statement succeeds") });
+    }
+
+    /// Sets a parameter of the database's next sessions, as `NAME = VALUE`.
+    pub fn set(&self, setting: &str) {
+        self.run(&format!("ALTER DATABASE {} SET {setting}", self.name));
+    }
+
+    /// Undoes [`Database::set`].
+    pub fn reset(&self, setting: &str) {
+        let name = setting.split(' ').next().unwrap_or_default();
+        self.run(&format!("ALTER DATABASE {} RESET {name}", self.name));
+    }
+
+    /// The server's log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.server.log_text()
+    }
+
+    /// Returns the only value of a query, as a number.
+    ///
+    /// # Panics
+    /// If the query fails.
+    #[must_use]
+    pub fn number(&self, sql: &str) -> f64 {
+        on_a_runtime(async {
+            let sql = format!("SELECT (({sql})::bigint)::double precision");
+            connect(&self.url()).await.query_one(&sql, &[]).await.expect("the query succeeds").get(0)
+        })
     }
 
     /// Returns the number of rows in the table.

@@ -5,6 +5,7 @@ pub mod intake;
 pub mod latency;
 pub mod backlog;
 pub mod read;
+pub mod timescale;
 pub mod peer;
 
 use std::path::PathBuf;

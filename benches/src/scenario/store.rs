@@ -16,15 +16,15 @@ use crate::subject::{Database, Subject, on_a_runtime};
 const PROBE_WRITES: u32 = 300;
 
 /// A run with all events.
-struct Run {
-    events: f64,
+pub(super) struct Run {
+    pub(super) events: f64,
     seconds: f64,
-    own_cpu: f64,
-    database_cpu: f64,
+    pub(super) own_cpu: f64,
+    pub(super) database_cpu: f64,
 }
 
 impl Run {
-    fn rate(&self) -> f64 {
+    pub(super) fn rate(&self) -> f64 {
         self.events / self.seconds
     }
 }
@@ -127,7 +127,7 @@ fn bare(database: &Database, rows: &Rows, connections: usize) -> Run {
     Run { events, seconds: took.as_secs_f64(), own_cpu: 0.0, database_cpu }
 }
 
-fn measure(
+pub(super) fn measure(
     options: &Options,
     subject: &mut Subject,
     corpus: &Corpus,
