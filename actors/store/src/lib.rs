@@ -56,6 +56,7 @@
 //!   lane_row         reads the rows of lanes and writers
 //!   logs             the table of records as it is, and the one for late records beside it
 //!   retention        deletes rows that have expired, and counters
+//!   moving           rows from the default partition to a new one, seen by subscribers
 //!   partition        daily partitions, replica identities
 //!   chunk            TimescaleDB's chunks: retention
 //!   place            which of the two tables a record is inserted into

@@ -18,6 +18,7 @@ mod timescale;
 mod lane_row;
 mod logs;
 mod retention;
+mod moving;
 mod partition;
 mod chunk;
 mod place;
