@@ -1,5 +1,5 @@
 //! A result that may lack acknowledged records says so: while the tables cannot be made, before the database was there,
-//! and from a replica that is behind. The real program with real databases.
+//! from a replica that is behind, and from one of two databases. The real program with real databases.
 
 // Clippy allows unwrap in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
@@ -168,9 +168,8 @@ fn the_cache_answers_also_if_the_database_was_not_there_since_the_start() {
     }
 }
 
-/// A gateway that reads from `read_url`, with a cache of its own, which stays empty.
-fn gateway(s: &mut Scenario, read_url: &str) -> Server {
-    let processor = s.server().http.to_string();
+/// A gateway to `processors` that reads from `read_url`, with a cache of its own, which stays empty.
+fn gateway(s: &Scenario, processors: &str, read_url: &str) -> Server {
     let (http, admin) = (free_addr().to_string(), free_addr().to_string());
     let settings: Settings = [
         ("role", "gateway"),
@@ -179,12 +178,12 @@ fn gateway(s: &mut Scenario, read_url: &str) -> Server {
         ("data_dir", "/nowhere/never/created"),
         ("http.listen", &http),
         ("admin.listen", &admin),
-        ("gateway.processors", &processor),
+        ("gateway.processors", processors),
         ("gateway.lookup_ms", "100"),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into();
-    let mut gateway = Server::start(&settings, "", s.dir.join("gateway.log"));
+    let mut gateway = Server::start(&settings, "", s.dir.join(format!("gateway-{http}.log")));
     gateway.ready().unwrap_or_else(|exit| panic!("{exit:?}: {}", gateway.log_text()));
     gateway
 }
@@ -199,7 +198,8 @@ fn a_replica_that_is_behind_the_processors_is_reported_with_the_time_until_which
         ingest(s.server(), 10, "committed");
         let whole = |page: &Value, records| len(page) == records && page["source"]["partial"] == false;
         until(s.server(), "the replica's records", RECENT, |page| whole(page, 10) && page["source"]["database"] == 10);
-        let gateway = gateway(s, &read_url);
+        let processor = s.server().http.to_string();
+        let gateway = gateway(s, &processor, &read_url);
         until(&gateway, "the gateway's records", RECENT, |page| whole(page, 10));
 
         replica.execute("SELECT pg_wal_replay_pause()");
@@ -235,6 +235,83 @@ fn a_replica_that_is_behind_the_processors_is_reported_with_the_time_until_which
             let all = until(server, "everything", "/api/v1/hits", |hits| hits["total"] == 1_015);
             assert_eq!(all["partial"], false, "{all}");
             until(server, "a complete page", RECENT, |page| page["source"]["partial"] == false);
+        }
+    });
+}
+
+#[test]
+fn a_gateway_names_the_processors_whose_records_are_in_another_database() {
+    on_postgres("two processors with a database each", |s| {
+        s.set("role", "processor");
+        s.start();
+        let first = s.server().http;
+        let own = s.settings["database.url"].clone();
+        s.store.rows("CREATE DATABASE other").unwrap();
+        let other = s.postgres().url("other");
+        s.set("database.url", &other);
+        let mut second = s.launch_beside(&s.dir.join("second"));
+        second.ready().unwrap_or_else(|exit| panic!("{exit:?}: {}", second.log_text()));
+        s.set("database.url", &own);
+        ingest(s.server(), 5, "committed");
+
+        let mut gateway = gateway(s, &format!("{first},{}", second.http), &own);
+        // It has just started, and no database knows it.
+        let page = until(&gateway, "the first one's records", RECENT, |page| len(page) == 5);
+        assert_eq!(page["source"]["partial"], false, "{page}");
+
+        ingest(&second, 3, "committed");
+        let named = format!("({})", second.http);
+        let names_only_the_second = |completeness: &Value| {
+            let why = reason(completeness);
+            assert!(why.contains("all records of ") && why.contains(&named), "{why}");
+            assert!(!why.contains(&first.to_string()), "{why}");
+            assert_eq!(completeness.get("complete_until"), None, "{completeness}");
+        };
+        let page = until(&gateway, "a partial page", RECENT, |page| page["source"]["partial"] == true);
+        assert_eq!(len(&page), 5, "{page}");
+        names_only_the_second(&page["source"]);
+        let record = &page["records"][0];
+        let (id, ts) = (record["id"].as_str().unwrap(), record["ts"].as_str().unwrap());
+        let context = format!("/api/v1/context?id={id}&ts={ts}");
+        for path in [
+            "/api/v1/hits",
+            "/api/v1/hits?query=sale&step=90s",
+            "/api/v1/facets?fields=service",
+            "/api/v1/fields",
+            "/api/v1/services",
+            &context,
+        ] {
+            names_only_the_second(&until(&gateway, path, path, |_| true));
+        }
+        for path in [
+            "/loki/api/v1/query_range?query={}",
+            "/loki/api/v1/query?query=count_over_time({}[1h])",
+            "/loki/api/v1/label/service_name/values",
+        ] {
+            let loki = until(&gateway, path, path, |_| true);
+            assert!(loki["warnings"][0].as_str().is_some_and(|why| why.contains(&named)), "{path}: {loki}");
+        }
+        for format in ["ndjson", "csv"] {
+            let path = format!("{RECENT}&format={format}");
+            assert!(header(&gateway, &path, "x-logweir-partial").is_some_and(|why| why.contains(&named)), "{format}");
+        }
+        let url = format!("http://{}", gateway.http);
+        let printed = s.run(&["query", "--url", &url]);
+        let said = String::from_utf8_lossy(&printed.stderr);
+        assert!(said.contains("this result is incomplete: ") && said.contains(&named), "{said}");
+
+        // Those who run it are told without a query.
+        let told = gateway.until("told at the start", PATIENCE, |gateway| {
+            gateway.metric("logweir_gateway_other_database_processors", "") >= 1.0
+                && gateway.log_text().lines().any(|line| line.contains("WARN") && line.contains(&named))
+        });
+        told.unwrap_or_else(|exit| panic!("{exit:?}: {}", gateway.log_text()));
+
+        // A gateway for each database: the processors whose records it has.
+        for (processor, url, records) in [(first, &own, 5), (second.http, &other, 3)] {
+            let gateway = self::gateway(s, &processor.to_string(), url);
+            let page = until(&gateway, "its records", RECENT, |page| len(page) == records);
+            assert_eq!(page["source"]["partial"], false, "{page}");
         }
     });
 }

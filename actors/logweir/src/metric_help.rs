@@ -72,6 +72,10 @@ pub const METRICS: &[Metric] = &[
     gauge("logweir_files_watched", "Number of tailed files."),
     counter("logweir_gateway_lookup_errors_total", "Total number of failed DNS lookups of processors."),
     gauge(
+        "logweir_gateway_other_database_processors",
+        "Number of processors that write to another database than the one that the gateway reads.",
+    ),
+    gauge(
         "logweir_gateway_processors",
         "Number of processors known to the gateway, by state: available or unavailable (circuit breaker open).",
     ),

@@ -22,6 +22,7 @@ use crate::config::{Config, ConfigError, Role};
 use crate::config::{Unit, show_number};
 use crate::control_group::Limits;
 use crate::error::Error;
+use crate::gateway::elsewhere;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};
 use crate::metric_help;
@@ -157,8 +158,10 @@ async fn serve_gateway(
     let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
     shared.set_dead_letter_store(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
-        shared.set_searcher(Searcher::new(reader, cache, Arc::new(gateway.clone()), config.query));
+        let searcher = Searcher::new(reader, cache, Arc::new(gateway.clone()), config.query);
+        shared.set_searcher(searcher.clone());
         actix_rt::spawn(async move { gateway.look_up(&throttle).await });
+        actix_rt::spawn(async move { elsewhere::watch(&searcher).await });
     }
     let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);

@@ -4,6 +4,7 @@
 //! after [`KEEP_US`], because a processor that was removed looks the same.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use logweir_engine::journal::LaneId;
@@ -42,15 +43,16 @@ struct Writer {
 }
 
 impl KnownLanes {
-    /// Adds the `status` of a processor, which was requested at `requested_us` (microseconds since 1970). One that has no
+    /// Adds the `status` of `processor`, which was requested at `requested_us` (microseconds since 1970). One that has no
     /// journal open, or that this version does not understand, is ignored.
-    pub fn report(&mut self, status: &Value, requested_us: i64) {
+    pub fn report(&mut self, processor: &str, status: &Value, requested_us: i64) {
         self.0.retain(|_, writer| writer.reported_us >= requested_us - KEEP_US);
         let Ok(Status { writer: Some(id), run, linger_ms, lanes }) = Status::deserialize(status) else { return };
         let writer = self.0.entry(id).or_default();
         writer.reported_us = requested_us;
         let linger = Duration::from_millis(linger_ms);
-        writer.states = lanes.iter().map(|lane| LaneState::of(id, run, linger, lane)).collect();
+        let name: Arc<str> = processor.into();
+        writer.states = lanes.iter().map(|lane| LaneState::of(Arc::clone(&name), id, run, linger, lane)).collect();
         for state in &writer.states {
             // No record beyond these had arrived when the status was requested.
             writer.arrivals.entry(state.lane).or_default().sample(state.accepted, requested_us);
@@ -94,14 +96,15 @@ mod tests {
     #[test]
     fn a_status_is_read_back_and_kept_for_a_while() {
         let mut lanes = KnownLanes::default();
-        lanes.report(&status(10, 60), 1);
-        lanes.report(&status(20, 70), 2);
-        lanes.report(&serde_json::json!({ "writer": null, "lanes": [] }), 3);
-        lanes.report(&Value::Null, 3);
+        lanes.report("p", &status(10, 60), 1);
+        lanes.report("p", &status(20, 70), 2);
+        lanes.report("p", &serde_json::json!({ "writer": null, "lanes": [] }), 3);
+        lanes.report("p", &Value::Null, 3);
         let states = lanes.states();
         assert_eq!(states.len(), 1);
         let state = &states[0];
         assert_eq!((state.writer, state.run, state.lane_id), (WRITER, Some(Uuid::from_u128(8)), Some(5)));
+        assert_eq!(&*state.processor, "p");
         assert_eq!((state.inherited, state.committed, state.accepted), (40, 60, 70));
         assert_eq!(state.linger, Duration::from_secs(3));
         assert_eq!(state.problem.as_deref(), Some("lane 1 is stopped: no permission"));
@@ -109,7 +112,7 @@ mod tests {
             [50, 60, 69, 70].map(|records| lanes.arrived_until(WRITER, 1, records)),
             [None, Some(1), Some(1), Some(2)]
         );
-        lanes.report(&Value::Null, 3 + KEEP_US);
+        lanes.report("p", &Value::Null, 3 + KEEP_US);
         assert_eq!(lanes.states(), []);
     }
 }

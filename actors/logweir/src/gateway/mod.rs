@@ -14,10 +14,12 @@
 //! - An unreachable processor becomes an entry with an error, never an error of the whole response.
 //! - Queries are compared with the lanes of the processors, to report what their results lack. They wait for that only
 //!   briefly: what a processor reported last is still a lower bound of what it has committed.
+//! - A processor that writes to another database than the one that is read is named in the log, a metric, and each result.
 //!
 //! Rejected alternative: a list of processors in the database, which would be one more thing that can be stale; the
 //! platform's name service is authoritative.
 
+pub mod elsewhere;
 mod lanes;
 pub mod members;
 pub mod tail;
@@ -201,8 +203,10 @@ impl Gateway {
             status: None,
             breaker: None,
         }));
-        for status in processors.iter().filter_map(|processor| processor.status.as_ref()) {
-            self.lanes().report(status, requested_us);
+        for processor in &processors {
+            if let (Some(status), Some(address)) = (&processor.status, processor.address) {
+                self.lanes().report(&format!("{} ({address})", processor.name), status, requested_us);
+            }
         }
         let statuses = Arc::new(processors);
         *last = Some((Instant::now(), Arc::clone(&statuses)));

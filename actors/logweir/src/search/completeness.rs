@@ -6,13 +6,17 @@
 //! - Records that are committed, but not in the snapshot: the database that answers is behind (a replica), or was restored.
 //! - Records that are not committed although they have waited for longer than a batch needs to fill. Before that, a record
 //!   that the cache lacks becomes visible a moment later, and every query during a high load would be partial.
+//! - Records of a processor whose journal the database that answers does not know, although the processor's own database
+//!   has numbered its lanes: two processors write to two databases, and a gateway reads one of them. A processor that has
+//!   just started has no number yet, so it is not taken for one of those.
 //!
 //! Both compare ordinals, not frames: a batch can end inside of a frame. The numbers of the processors are taken *before*
 //! the query reads, so that a commit in between is not mistaken for a missing record.
 //!
 //! The filter and the time range are not considered: what a missing record contains is unknown.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +34,8 @@ use crate::progress::{LaneSnapshot, StoreState};
 /// A lane as its processor knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneState {
+    /// What a person calls its processor.
+    pub processor: Arc<str>,
     /// The journal's UUID.
     pub writer: Uuid,
     /// The run of the journal; `None` if it is not known.
@@ -53,9 +59,9 @@ pub struct LaneState {
 }
 
 impl LaneState {
-    /// The state of a lane of `writer`'s journal, whose records wait up to `linger` for others.
+    /// The state of a lane of the journal `writer` of `processor`, whose records wait up to `linger` for others.
     #[must_use]
-    pub fn of(writer: Uuid, run: Option<Uuid>, linger: Duration, lane: &LaneSnapshot) -> Self {
+    pub fn of(processor: Arc<str>, writer: Uuid, run: Option<Uuid>, linger: Duration, lane: &LaneSnapshot) -> Self {
         let committed = lane.inherited + lane.committed + lane.dead_lettered + lane.lost;
         let problem = match &lane.store {
             StoreState::Stopped(reason) => Some(format!("lane {} is stopped: {reason}", lane.lane)),
@@ -63,6 +69,7 @@ impl LaneState {
             _ => None,
         };
         Self {
+            processor,
             writer,
             run,
             lane: lane.lane,
@@ -135,23 +142,35 @@ pub(super) fn completeness(
     if missing.is_empty() {
         return Completeness::default();
     }
+    let elsewhere: BTreeSet<&str> = missing
+        .iter()
+        .filter(|missing| missing.why == Why::Elsewhere)
+        .map(|missing| &*missing.state.processor)
+        .collect();
+    // What is in another database is missing whatever its age.
     let until = missing
         .iter()
         .map(|missing| lanes.arrived_until(missing.state.writer, missing.state.lane, missing.seen))
         .reduce(|one, other| one.zip(other).map(|(one, other)| one.min(other)))
-        .flatten();
-    let records = |committed| -> u64 {
-        missing.iter().filter(|missing| missing.committed == committed).map(|missing| missing.records).sum()
-    };
+        .flatten()
+        .filter(|_| elsewhere.is_empty());
+    let records =
+        |why| -> u64 { missing.iter().filter(|missing| missing.why == why).map(|missing| missing.records).sum() };
     let mut reasons = Vec::new();
-    if let committed @ 1.. = records(true) {
+    if !elsewhere.is_empty() {
+        let processors = elsewhere.into_iter().collect::<Vec<_>>().join(", ");
+        reasons.push(format!("all records of {processors} are missing: {ELSEWHERE}"));
+    }
+    if let committed @ 1.. = records(Why::Behind) {
         reasons.push(format!(
             "the database that answered lacks {committed} records that are committed: it is behind the one that the \
              processors write to (database.read_url), or was restored"
         ));
     }
-    if let waiting @ 1.. = records(false) {
-        let why = missing.iter().find_map(|missing| missing.state.problem.as_deref());
+    if let waiting @ 1.. = records(Why::Waiting) {
+        let waiting_for = |missing: &Missing<'_>| missing.why == Why::Waiting;
+        let why = missing.iter().filter(|missing| waiting_for(missing));
+        let why = why.into_iter().find_map(|missing| missing.state.problem.as_deref());
         let why = why.map_or_else(String::new, |why| format!(" ({why})"));
         reasons.push(format!("{waiting} acknowledged records are not in the database yet{why}, nor in the cache"));
     }
@@ -170,8 +189,35 @@ struct Missing<'s> {
     /// Ordinal of the last record that the snapshot has.
     seen: u64,
     records: u64,
-    /// Whether they are committed.
-    committed: bool,
+    why: Why,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The database that answered does not know the journal.
+    Elsewhere,
+    /// They are committed, but not in the snapshot.
+    Behind,
+    /// They are not committed.
+    Waiting,
+}
+
+/// What is wrong, and what to do, if a processor [is elsewhere](elsewhere).
+pub(crate) const ELSEWHERE: &str = "the database that answered does not know the journal; it is not the one that is \
+    written to (database.url, database.read_url; each database needs a gateway of its own), or a replica that has not \
+    received it yet";
+
+/// The processors whose database has numbered lanes that the database of the snapshot `stored` knows nothing of. The
+/// states `expected` were taken before.
+pub(crate) fn elsewhere(expected: &[LaneState], stored: &[LaneCursor]) -> BTreeSet<Arc<str>> {
+    let of = |state: &&LaneState| is_elsewhere(state, stored);
+    expected.iter().filter(of).map(|state| Arc::clone(&state.processor)).collect()
+}
+
+/// Whether the lane has a number in another database than that of the snapshot `stored`. Any lane of the same writer shows
+/// that it is the same database: it may be a replica.
+pub(super) fn is_elsewhere(state: &LaneState, stored: &[LaneCursor]) -> bool {
+    state.lane_id.is_some() && stored.iter().all(|cursor| cursor.writer != state.writer)
 }
 
 fn missing<'s>(expected: &'s [LaneState], stored: &[LaneCursor], cached: &[Found]) -> Vec<Missing<'s>> {
@@ -192,15 +238,19 @@ fn missing<'s>(expected: &'s [LaneState], stored: &[LaneCursor], cached: &[Found
         by_lane.entry(found.id >> ORDINAL_BITS).or_default().push(ordinal);
     }
     let lacks = |(state, seen): (&'s LaneState, u64)| {
-        let lane_id = of_lane(state).map_or_else(|| lane_id(state), |cursor| cursor.lane_id);
+        let lane_id = of_lane(state).map_or_else(|| lane_id(state, stored), |cursor| cursor.lane_id);
         let ordinals = by_lane.get(&lane_id).map_or(&[][..], Vec::as_slice);
         let has = |upto: u64| ordinals.iter().filter(|&&ordinal| seen < ordinal && ordinal <= upto).count() as u64;
         let lacks = |upto: u64| upto.saturating_sub(seen).saturating_sub(has(upto));
         let (all, committed) = (lacks(wanted(state)), lacks(state.committed.min(wanted(state))));
-        [(committed, true), (all - committed.min(all), false)]
+        let kinds = match is_elsewhere(state, stored) {
+            true => vec![(all, Why::Elsewhere)],
+            false => vec![(committed, Why::Behind), (all - committed.min(all), Why::Waiting)],
+        };
+        kinds
             .into_iter()
             .filter(|&(records, _)| records > 0)
-            .map(move |(records, committed)| Missing { state, seen, records, committed })
+            .map(move |(records, why)| Missing { state, seen, records, why })
             .collect::<Vec<_>>()
     };
     behind.into_iter().flat_map(lacks).collect()
@@ -211,9 +261,11 @@ fn wanted(state: &LaneState) -> u64 {
     if state.backlog_age > BEHIND + state.linger { state.accepted.max(state.committed) } else { state.committed }
 }
 
-/// The id of a lane, or a provisional one, which is negative, while the database has not reported it.
-pub(super) fn lane_id(state: &LaneState) -> i64 {
-    state.lane_id.unwrap_or_else(|| provisional_lane_id(state.run.unwrap_or(state.writer), state.lane))
+/// The id of a lane that the snapshot `stored` does not have, or a provisional one, which is negative, while the database
+/// has not reported it. A number of another database may be that of another lane here.
+pub(super) fn lane_id(state: &LaneState, stored: &[LaneCursor]) -> i64 {
+    let own = state.lane_id.filter(|_| stored.is_empty() || !is_elsewhere(state, stored));
+    own.unwrap_or_else(|| provisional_lane_id(state.run.unwrap_or(state.writer), state.lane))
 }
 
 /// An id for a lane whose real one is not known: negative, so that it is never mistaken for one. Ids of two lanes can
@@ -235,6 +287,7 @@ mod tests {
 
     fn state(committed: u64, accepted: u64, age_s: u64) -> LaneState {
         LaneState {
+            processor: "processor-0".into(),
             writer: WRITER,
             run: Some(RUN),
             lane: 3,
@@ -267,8 +320,9 @@ mod tests {
 
     fn numbers(state: &LaneState, stored: &[LaneCursor], cached: &[Found]) -> [u64; 2] {
         let missing = missing(std::slice::from_ref(state), stored, cached);
-        let sum = |committed| missing.iter().filter(|one| one.committed == committed).map(|one| one.records).sum();
-        [sum(true), sum(false)]
+        let sum = |why| missing.iter().filter(|one| one.why == why).map(|one| one.records).sum();
+        assert_eq!(sum(Why::Elsewhere), 0);
+        [sum(Why::Behind), sum(Why::Waiting)]
     }
 
     #[test]
@@ -281,7 +335,8 @@ mod tests {
         assert_eq!(numbers(&state(100, 100, 0), &replica, &found(7, 91..=100)), [0, 0]);
         assert_eq!(numbers(&state(100, 100, 0), &replica, &found(8, 91..=100)), [10, 0], "another lane's");
         assert_eq!(numbers(&state(100, 100, 0), &replica, &found(7, 81..=90)), [10, 0], "not above the cursor");
-        assert_eq!(numbers(&state(100, 100, 0), &[], &[]), [100, 0], "the lane is newer than the snapshot");
+        let other_lane = [LaneCursor { lane: 4, lane_id: 8, ..cursor(9) }];
+        assert_eq!(numbers(&state(100, 100, 0), &other_lane, &[]), [100, 0], "the lane is newer than the snapshot");
     }
 
     #[test]
@@ -297,6 +352,37 @@ mod tests {
         let unknown = LaneState { lane_id: None, inherited: 40, committed: 40, ..state(0, 45, 5) };
         assert_eq!(numbers(&unknown, &[], &[]), [0, 5]);
         assert_eq!(numbers(&unknown, &[], &found(provisional_lane_id(RUN, 3), 41..=45)), [0, 0]);
+    }
+
+    #[test]
+    fn a_processor_that_the_database_does_not_know_is_named_once_its_own_database_has_numbered_a_lane() {
+        let other = |committed| LaneState {
+            processor: "processor-1".into(),
+            writer: Uuid::from_u128(9),
+            lane_id: Some(7),
+            ..state(committed, committed + 5, 0)
+        };
+        let named = |expected: &[LaneState], stored: &[LaneCursor], cached: &[Found]| {
+            completeness(&At(Some(1)), expected, stored, cached, 0).partial_reason.unwrap_or_default()
+        };
+        // Both databases have numbered a lane 7. What this one has is none of the other one's.
+        let (both, stored) = ([state(90, 90, 0), other(40)], [cursor(90)]);
+        let why = named(&both, &stored, &found(7, 1..=40));
+        assert!(
+            why.starts_with("all records of processor-1 are missing: ") && !why.contains("complete up to"),
+            "{why}"
+        );
+        assert_eq!(completeness(&At(Some(1)), &both, &stored, &[], 0).complete_until, None);
+        assert_eq!(elsewhere(&both, &stored), BTreeSet::from(["processor-1".into()]));
+        assert!(named(&both, &[], &[]).contains("of processor-0, processor-1 are"), "neither is there");
+        // Started, and not known to any database yet.
+        let starting = [state(90, 90, 0), LaneState { lane_id: None, ..other(0) }];
+        assert_eq!((&*named(&starting, &stored, &[]), elsewhere(&starting, &stored)), ("", BTreeSet::new()));
+        // Nothing of it is missing yet, but all that comes will be.
+        let idle = [LaneState { accepted: 0, ..other(0) }];
+        assert_eq!((&*named(&idle, &stored, &[]), elsewhere(&idle, &stored).len()), ("", 1));
+        let takes_the_same = LaneState { writer: WRITER, lane: 4, ..other(3) };
+        assert_eq!(elsewhere(&[takes_the_same], &stored), BTreeSet::new(), "a new lane of a known writer");
     }
 
     struct At(Option<i64>);

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 pub use self::completeness::Completeness;
-use self::completeness::{LaneState, Lanes, completeness};
+use self::completeness::{LaneState, Lanes, completeness, elsewhere};
 use self::recent::Recent;
 use self::result_cache::{HistogramKey, ResultCache};
 use crate::cache::HotCache;
@@ -464,6 +464,17 @@ impl Searcher {
             }
         }
         Ok((records, completeness))
+    }
+
+    /// Returns the processors whose records are in another database than the one that is read.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn elsewhere(&self) -> Result<BTreeSet<Arc<str>>, SearchError> {
+        let query = self.admit("databases").await?;
+        let nothing = Range { start_us: 0, end_us: 0 };
+        let lanes = query.reader.total(nothing).await?.lanes;
+        Ok(elsewhere(&query.expected, &lanes))
     }
 
     /// Waits until one more query may run.

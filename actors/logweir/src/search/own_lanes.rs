@@ -1,5 +1,6 @@
 //! The lanes of this process, with which its queries are compared.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,7 +28,9 @@ pub struct OwnLanes {
 impl Lanes for OwnLanes {
     async fn states(&self) -> Vec<LaneState> {
         let snapshot = self.progress.snapshot(&self.journal.lanes());
-        snapshot.lanes.iter().map(|lane| LaneState::of(self.writer, Some(self.run), self.linger, lane)).collect()
+        let this: Arc<str> = "this process".into();
+        let state = |lane| LaneState::of(Arc::clone(&this), self.writer, Some(self.run), self.linger, lane);
+        snapshot.lanes.iter().map(state).collect()
     }
 
     fn arrived_until(&self, writer: Uuid, lane: LaneId, records: u64) -> Option<i64> {

@@ -150,7 +150,7 @@ fn with_expected(stored: &[LaneCursor], expected: &[LaneState]) -> Vec<LaneCurso
                 writer: state.writer,
                 run,
                 lane: state.lane,
-                lane_id: lane_id(state),
+                lane_id: lane_id(state, stored),
                 last_seq: 0,
                 records: state.inherited,
             },
@@ -204,6 +204,7 @@ mod tests {
         let (backlog_age, linger) = (Duration::ZERO, Duration::ZERO);
         let (inherited, committed, accepted, problem) = (4, 4, 7, None);
         LaneState {
+            processor: "processor-0".into(),
             writer: WRITER,
             run: Some(run),
             lane: 0,
