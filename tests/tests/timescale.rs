@@ -181,6 +181,37 @@ fn late_records_wait_for_a_compression_alone() {
 }
 
 #[test]
+fn a_lock_on_the_table_for_late_records_stops_nobody() {
+    on_timescale("locked late table", &[], |s| {
+        start(s);
+        let holder = s.postgres().session();
+        // As CREATE INDEX does for as long as it takes.
+        holder.execute("BEGIN; LOCK TABLE logweir_late IN SHARE MODE");
+        for _ in 0..3 {
+            let mut times = vec![now_us(); 99];
+            times.push(now_us() - 10 * DAY_US);
+            post(s.server(), "committed", &lines("s", times));
+        }
+        assert_eq!(number(&s.store, "SELECT count(*) FROM logs WHERE ts < now() - interval '9 days'"), 3);
+        let log = s.server().log_text();
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("a table is locked")).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("logweir_late") && told[0].contains("lock timeout"), "{told:?}");
+        let metrics = s.server().admin("/metrics").unwrap().body;
+        assert!(metrics.contains("logweir_store_fallback{table=\"logweir_late\"} 1"), "{metrics}");
+        // With both locked, it waits, and goes on once one of them is free.
+        holder.execute("LOCK TABLE logs IN SHARE MODE");
+        post(s.server(), "journal", &lines("s", [now_us(), now_us() - 11 * DAY_US]));
+        let told = |server: &Server| server.log_text().matches("a table is locked").count() == 2;
+        s.server().until("a flush to wait for the lock", PATIENCE, told).unwrap();
+        holder.execute("COMMIT");
+        caught_up(s.server());
+        assert_eq!(found(s.server(), "service:s"), 302);
+        assert_verified(s);
+    });
+}
+
+#[test]
 fn recent_records_go_beside_a_chunk_that_is_locked() {
     on_timescale("locked chunk", &[], |s| {
         start(s);

@@ -229,6 +229,10 @@ pub const METRICS: &[Metric] = &[
         "Duration of a flush of one batch to the database, in seconds, including failed ones.",
     ),
     counter("logweir_store_indexes_built_total", "Total number of indexes built on closed partitions."),
+    gauge(
+        "logweir_store_fallback",
+        "1 while another session holds a lock on the table (logs or one of its chunks, or logweir_late), so that its records go to the other one.",
+    ),
     counter(
         "logweir_store_late_moved_rows_total",
         "Total number of late records that moved from table logweir_late into chunks (TimescaleDB).",

@@ -9,7 +9,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
-use super::place::{Detour, Place, Reach, SharedDetour, Window};
+use super::place::{Fallback, INSERT_SQL, Place, Placing, Reach, SharedFallback};
 use super::schema::Prepared;
 use super::types::{Json, Time};
 use super::{idempotency, schema};
@@ -77,8 +77,6 @@ const EXACT_SQL: &str = "INSERT INTO $logs (id, ts, severity, service, host, mes
     SELECT id, ts, severity, service, host, message, attributes \
     FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
     AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
-const ONE_SQL: &str =
-    "INSERT INTO $logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const DEAD_SQL: &str = "INSERT INTO $home.logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
     FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \
@@ -88,9 +86,10 @@ const GUARD_SQL: &str =
 const STORED_SQL: &str =
     "SELECT ts, severity, service, host, message, attributes::text FROM $home.logs ORDER BY ts DESC LIMIT 1";
 
-const SETTINGS_SQL: &str = "SELECT current_setting('server_encoding') <> 'UTF8', \
-    row_security_active($1::text::regclass), \
-    coalesce(has_table_privilege(to_regclass($2::text), 'INSERT'), false)";
+const ENCODING_SQL: &str = "SELECT current_setting('server_encoding') <> 'UTF8'";
+/// Whether rows can be inserted into a table, and whether row security applies.
+const TABLE_SQL: &str =
+    "SELECT has_table_privilege($1::text::regclass, 'INSERT'), row_security_active($1::text::regclass)";
 
 /// Rows that are tried per round trip.
 const PROBE_WINDOW: usize = 256;
@@ -111,7 +110,7 @@ pub(super) struct PgLane {
     /// The connection's `application_name`.
     name: String,
     limits: Limits,
-    detour: SharedDetour,
+    fallback: SharedFallback,
     lane: Lane,
     session: Option<LaneSession>,
 }
@@ -121,25 +120,30 @@ struct LaneSession {
     connection: Connection,
     home: Home,
     cas: Statement,
-    copy: Statement,
-    /// Into the table for late records, if there is one.
-    copy_late: Option<Statement>,
-    reach: Reach,
-    detour: Detour,
-    /// A lock on `logs` or a chunk was not available.
-    locked: AtomicBool,
+    logs: Target,
+    /// The table for late records, if there is one.
+    late: Option<Target>,
+    /// Where the records of the current flush go.
+    placing: Placing,
+    /// The lock that was not available, with the server's error.
+    locked: Mutex<Option<(Place, String)>>,
     volume: Statement,
     guard: Statement,
     /// Claims idempotency keys; prepared by the first batch that has some.
     claim: Option<Statement>,
     /// Whether the database's encoding lacks characters.
     ascii: bool,
-    /// Whether row security applies: COPY is refused then, whatever the policies say, and INSERT is not.
-    has_policies: bool,
     begin: String,
     limit: Duration,
     /// Whether nothing was committed on it yet.
     is_new: bool,
+}
+
+/// A table that rows are inserted into.
+struct Target {
+    copy: Statement,
+    /// Whether row security applies: COPY is refused then, whatever the policies say, and INSERT is not.
+    has_policies: bool,
 }
 
 /// Name of a lane's connections: each takeover can terminate those of earlier epochs. The connection that opens the lane
@@ -166,12 +170,12 @@ impl PgLane {
         row: LaneRow,
         last_taken: LastTaken,
         limits: Limits,
-        detour: SharedDetour,
+        fallback: SharedFallback,
     ) -> Result<Self, StoreError> {
         let Lease { writer, epoch } = *lease;
         let name = connection_name(writer, row.lane, epoch);
         let lane = Lane::new(writer, epoch, row, last_taken);
-        let mut lane = Self { connector, home, name, limits, detour, lane, session: None };
+        let mut lane = Self { connector, home, name, limits, fallback, lane, session: None };
         lane.session = Some(lane.connect().await?);
         Ok(lane)
     }
@@ -185,38 +189,36 @@ impl PgLane {
         let connection = self.connector.connect(&self.name).await?;
         end_stalled(&connection, &self.name).await;
         let Prepared { home, has_late } = schema::check_columns(&connection.client, &self.home).await?;
-        let prepare = async |sql: &str| {
-            connection.client.prepare(&home.sql(sql)).await.map_err(|error| failure("preparing the flush", &error))
+        let prepare = async |sql: String| {
+            connection.client.prepare(&sql).await.map_err(|error| failure("preparing the flush", &error))
         };
-        let cas = prepare(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL }).await?;
-        let copy = prepare(&Place::Logs.sql(&home, COPY_SQL)).await?;
-        let volume = prepare(VOLUME_SQL).await?;
-        let guard = prepare(GUARD_SQL).await?;
-        let (logs, late) = (Place::Logs.table(&home).to_string(), Place::Late.table(&home).to_string());
-        let settings = connection
-            .client
-            .query_typed_one(SETTINGS_SQL, &[(&logs, Type::TEXT), (&late, Type::TEXT)])
-            .await
-            .map_err(|error| failure("reading the database's encoding", &error))?;
-        let (ascii, has_policies) = (settings.get(0), settings.get(1));
-        let copy_late = match has_late && settings.get(2) {
-            true => Some(prepare(&Place::Late.sql(&home, COPY_SQL)).await?),
-            false => None,
+        let cas = prepare(home.sql(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL })).await?;
+        let volume = prepare(home.sql(VOLUME_SQL)).await?;
+        let guard = prepare(home.sql(GUARD_SQL)).await?;
+        let encoding = connection.client.query_typed_one(ENCODING_SQL, &[]).await;
+        let ascii = encoding.map_err(|error| failure("reading the database's encoding", &error))?.get(0);
+        let target = async |place: Place| {
+            let table = place.table(&home).to_string();
+            let settings = connection.client.query_typed_one(TABLE_SQL, &[(&table, Type::TEXT)]).await;
+            let settings = settings.map_err(|error| failure("reading the rights on the tables", &error))?;
+            let copy = prepare(place.sql(&home, COPY_SQL)).await?;
+            Ok::<_, StoreError>((settings.get::<_, bool>(0), Target { copy, has_policies: settings.get(1) }))
         };
+        let (_, logs) = target(Place::Logs).await?;
+        let late = if has_late { Some(target(Place::Late).await?) } else { None };
+        let late = late.and_then(|(can_insert, late)| can_insert.then_some(late));
         Ok(LaneSession {
             connection,
             home,
             cas,
-            copy,
-            copy_late,
-            reach: self.limits.reach,
-            detour: Detour::default(),
-            locked: AtomicBool::new(false),
+            logs,
+            late,
+            placing: Placing::LOGS,
+            locked: Mutex::new(None),
             volume,
             guard,
             claim: None,
             ascii,
-            has_policies,
             begin: self.begin_sql(),
             limit,
             is_new: true,
@@ -252,13 +254,19 @@ impl PgLane {
             Some(session) => session,
             None => self.connect().await?,
         };
-        session.detour = self.detour.get();
+        let fallback = session.late.as_ref().map_or(Fallback::None, |_| self.fallback.get());
+        session.placing = match session.late {
+            Some(_) => Placing::new(fallback, wall_us(), self.limits.reach),
+            None => Placing::LOGS,
+        };
         let flushed = match refused {
             None => flush(&mut self.lane, &mut session, batch).await,
             Some(rejection) => dead_letter(&mut self.lane, &mut session, batch, rejection).await,
         };
-        if session.locked.swap(false, Ordering::Relaxed) {
-            self.detour.locked(session.detour);
+        if let Some((place, error)) = session.locked.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+            && session.late.is_some()
+        {
+            self.fallback.locked(place, fallback, &error);
         }
         let flushed = flushed?;
         self.session = Some(session);
@@ -272,12 +280,14 @@ async fn limited<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T>
 
 impl LaneSession {
     /// As [`refused`]. A record that no partition takes gets a new connection first: opening one creates the default
-    /// partition again if it was dropped.
-    fn refused(&self, what: &str, error: &Error) -> Refused {
+    /// partition again if it was dropped. So does one for which this role lost the rights on the table for late records:
+    /// it goes to `logs` then.
+    fn refused(&self, what: &str, place: Place, error: &Error) -> Refused {
         let is_partition_missing = error.as_db_error().is_some_and(|db| {
             db.code() == &SqlState::CHECK_VIOLATION && db.constraint().is_none() && db.table() == Some("logs")
         });
-        match is_partition_missing && !self.is_new {
+        let is_forbidden = place == Place::Late && error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+        match (is_partition_missing || is_forbidden) && !self.is_new {
             true => StoreError::Transient(format!("{what}: {}", describe(error))).into(),
             false => refused(what, error),
         }
@@ -315,11 +325,6 @@ impl LaneSession {
         within(self.limit, what, async { work.await.map_err(|error| failure(what, &error)) }).await
     }
 
-    /// The times of records that go into `logs`, if others go elsewhere.
-    fn late(&self) -> Option<Window> {
-        self.copy_late.is_some().then(|| self.detour.window(Instant::now(), wall_us(), self.reach))
-    }
-
     /// Inserts rows of one place.
     async fn insert_into<'a>(
         &self,
@@ -328,27 +333,28 @@ impl LaneSession {
         volume: &mut Counter<'a>,
         how: How,
     ) -> Result<Vec<LeftOut>, Refused> {
-        let copy = if place == Place::Late { self.copy_late.as_ref() } else { Some(&self.copy) };
-        match (how, copy) {
-            (How::Fast, Some(copy)) if !self.has_policies => self.copy_rows(copy, rows, volume).await,
+        let target = if place == Place::Late { self.late.as_ref() } else { Some(&self.logs) };
+        match (how, target) {
+            (How::Fast, Some(Target { copy, has_policies: false })) => self.copy_rows(place, copy, rows, volume).await,
             _ => self.insert_exactly(place, rows, volume).await,
         }
     }
 
-    /// Keeps in mind that a lock was not available, for the next attempt.
-    fn keep_lock(&self, error: &Error) {
+    /// Notes that a lock on `place` was not available, for the next attempt.
+    fn note_lock_timeout(&self, place: Place, error: &Error) {
         if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
-            self.locked.store(true, Ordering::Relaxed);
+            *self.locked.lock().unwrap_or_else(PoisonError::into_inner) = Some((place, describe(error)));
         }
     }
 
     async fn copy_rows<'a>(
         &self,
+        place: Place,
         statement: &Statement,
         rows: impl Iterator<Item = Row<'a>>,
         volume: &mut Counter<'a>,
     ) -> Result<Vec<LeftOut>, Refused> {
-        const WHAT: &str = "copying rows";
+        let what = &format!("copying rows into {}", place.name());
         let rows = rows.inspect(|row| volume.add(row));
         match limited(self.limit, copy(self.client(), statement, rows)).await {
             Some(Ok((sent, counted))) if sent == counted => Ok(Vec::new()),
@@ -357,17 +363,17 @@ impl LaneSession {
             Some(Err(CopyError::Start(error)))
                 if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) && !self.is_new =>
             {
-                Err(StoreError::Transient(format!("{WHAT}: {}", describe(&error))).into())
+                Err(StoreError::Transient(format!("{what}: {}", describe(&error))).into())
             }
             Some(Err(CopyError::Start(error))) => {
-                self.keep_lock(&error);
-                Err(batch_failure(WHAT, &error).into())
+                self.note_lock_timeout(place, &error);
+                Err(batch_failure(what, &error).into())
             }
             Some(Err(CopyError::Rows(error))) => {
-                self.keep_lock(&error);
-                Err(self.refused(WHAT, &error))
+                self.note_lock_timeout(place, &error);
+                Err(self.refused(what, place, &error))
             }
-            None => Err(self.timed_out(WHAT).into()),
+            None => Err(self.timed_out(what).into()),
         }
     }
 
@@ -377,7 +383,7 @@ impl LaneSession {
         rows: impl Iterator<Item = Row<'a>>,
         volume: &mut Counter<'a>,
     ) -> Result<Vec<LeftOut>, Refused> {
-        const WHAT: &str = "inserting rows";
+        let what = &format!("inserting rows into {}", place.name());
         let rows: Vec<Row<'a>> = rows.collect();
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
         let times: Vec<Time> = rows.iter().map(|row| Time(row.record.ts_us)).collect();
@@ -391,10 +397,10 @@ impl LaneSession {
         let inserted = match limited(self.limit, self.client().query(&sql, &values)).await {
             Some(Ok(inserted)) => inserted,
             Some(Err(error)) => {
-                self.keep_lock(&error);
-                return Err(self.refused(WHAT, &error));
+                self.note_lock_timeout(place, &error);
+                return Err(self.refused(what, place, &error));
             }
-            None => return Err(self.timed_out(WHAT).into()),
+            None => return Err(self.timed_out(what).into()),
         };
         let mut inserted: Vec<i64> = inserted.iter().map(|row| row.get(0)).collect();
         inserted.sort_unstable();
@@ -439,17 +445,12 @@ impl LaneSession {
         const WHAT: &str = "trying rows one by one";
         let client = self.client();
         let types = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
-        let late = self.late();
-        let place = |row: &Row<'_>| {
-            if late.is_none_or(|near| near.contains(row.record.ts_us)) { Place::Logs } else { Place::Late }
-        };
+        let has_late = rows.iter().any(|row| self.placing.of(row.record.ts_us) == Place::Late);
+        let insert = async |place: Place| client.prepare_typed(&place.sql(&self.home, INSERT_SQL), &types).await;
         let prepared = async {
             client.batch_execute("SAVEPOINT logweir_row").await?;
-            let one = client.prepare_typed(&Place::Logs.sql(&self.home, ONE_SQL), &types).await?;
-            let one_late = match late {
-                Some(_) => Some(client.prepare_typed(&Place::Late.sql(&self.home, ONE_SQL), &types).await?),
-                None => None,
-            };
+            let one = insert(Place::Logs).await?;
+            let one_late = if has_late { Some(insert(Place::Late).await?) } else { None };
             Ok((one, one_late, client.prepare("ROLLBACK TO SAVEPOINT logweir_row").await?))
         };
         let (one, one_late, undo) = self.run(WHAT, prepared).await?;
@@ -458,7 +459,8 @@ impl LaneSession {
             // Each is sent when it is first polled, so that the server gets them in this order.
             let mut tried = Vec::with_capacity(rows.len());
             for row in rows {
-                let one = one_late.as_ref().filter(|_| place(row) == Place::Late).unwrap_or(&one);
+                let is_late = self.placing.of(row.record.ts_us) == Place::Late;
+                let one = one_late.as_ref().filter(|_| is_late).unwrap_or(&one);
                 let mut insert = Box::pin(maybe_done(insert_one(client, one, row)));
                 start(insert.as_mut()).await;
                 let mut undone = Box::pin(maybe_done(client.execute(&undo, &[])));
@@ -590,12 +592,13 @@ impl FlushStatements for LaneSession {
         volume: &mut Counter<'a>,
         how: How,
     ) -> Result<Vec<LeftOut>, Refused> {
-        let Some(near) = self.late().filter(|near| rows.clone().any(|row| !near.contains(row.record.ts_us))) else {
+        let placing = self.placing;
+        if rows.clone().all(|row| placing.of(row.record.ts_us) == Place::Logs) {
             return self.insert_into(Place::Logs, rows, volume, how).await;
-        };
+        }
         let mut left_out = Vec::new();
         for place in [Place::Logs, Place::Late] {
-            let is_here = |(_, row): &(usize, Row<'_>)| near.contains(row.record.ts_us) == (place == Place::Logs);
+            let is_here = |(_, row): &(usize, Row<'_>)| placing.of(row.record.ts_us) == place;
             let (indexes, here): (Vec<usize>, Vec<Row<'a>>) = rows.clone().enumerate().filter(is_here).unzip();
             if here.is_empty() {
                 continue;

@@ -1,11 +1,10 @@
 //! Records far from the present, on TimescaleDB: they go into a table of their own, and from there into chunks.
 //!
 //! - A chunk is a table, and its sender decides how many days a batch has. So no flush makes chunks but those of the days
-//!   around the present; one with thousands of days costs as much as any other.
-//! - A late record never waits for who holds its chunk (a compression takes hours of a large one), and delays nobody.
-//! - While a chunk of recent days is locked, recent records go there, too ([`Detour`](super::place::Detour)).
-//! - It is stored in the transaction of its batch, with its id and its counter, and moves in one transaction, so each query
-//!   sees it once.
+//!   around the present.
+//! - A late record never waits for who holds its chunk: a compression takes hours of a large one.
+//! - It is stored in the transaction of its batch ([`place`](super::place) says why), with its id and its counter, and moves
+//!   in one transaction, so each query sees it once.
 //! - A day gets a chunk when it has many records, or once it is near the present. A few records of a day stay: thousands
 //!   of chunks would make each query lock thousands of tables.
 //! - Daily partitions need none of this: the default partition takes what has no partition.

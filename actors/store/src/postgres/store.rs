@@ -17,7 +17,7 @@ use super::lane_row::all_lanes;
 use super::logs::Logs;
 use super::maintain::{self, Memory, RetentionSettings};
 use super::patience::Patience;
-use super::place::{Reach, SharedDetour};
+use super::place::{Reach, SharedFallback};
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
 use super::{dead_letters, lease, schema};
@@ -55,7 +55,7 @@ pub struct PostgresStore {
     /// Name and version, once they are known.
     product: OnceLock<(&'static str, String)>,
     memory: Memory,
-    detour: SharedDetour,
+    fallback: SharedFallback,
     last_taken: LastTaken,
     looking: Patience,
     attempting: Patience,
@@ -91,7 +91,7 @@ impl PostgresStore {
             },
             product: OnceLock::new(),
             memory: Memory::default(),
-            detour: SharedDetour::default(),
+            fallback: SharedFallback::default(),
             last_taken: LastTaken::default(),
             looking: Patience::new(LOOK_LEAST, PREPARE_LIMIT),
             attempting: Patience::new(ATTEMPT_LEAST, ACQUIRE_LIMIT),
@@ -195,8 +195,8 @@ impl LogStore for PostgresStore {
             let row = lease::lane(&connection, &self.home, lease, lane).await?;
             drop(connection);
             let (connector, home, last_taken) = (self.connector.clone(), self.home.clone(), self.last_taken.clone());
-            let (limits, detour) = (self.limits(), self.detour.clone());
-            let writer = PgLane::open(connector, home, lease, row.clone(), last_taken, limits, detour).await?;
+            let (limits, fallback) = (self.limits(), self.fallback.clone());
+            let writer = PgLane::open(connector, home, lease, row.clone(), last_taken, limits, fallback).await?;
             Ok((Box::new(writer) as Box<dyn LaneWriter>, row))
         };
         within(self.statement_timeout + GRACE, "opening the lane", opening).await
