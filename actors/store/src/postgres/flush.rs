@@ -30,6 +30,7 @@ use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
+use super::logs::find_late;
 use super::place::{Fallback, INSERT_SQL, Place, Placing, Reach, SharedFallback};
 use super::schema::Prepared;
 use super::types::{Json, Time};
@@ -87,9 +88,7 @@ const STORED_SQL: &str =
     "SELECT ts, severity, service, host, message, attributes::text FROM $home.logs ORDER BY ts DESC LIMIT 1";
 
 const ENCODING_SQL: &str = "SELECT current_setting('server_encoding') <> 'UTF8'";
-/// Whether rows can be inserted into a table, and whether row security applies.
-const TABLE_SQL: &str =
-    "SELECT has_table_privilege($1::text::regclass, 'INSERT'), row_security_active($1::text::regclass)";
+const ROW_SECURITY_SQL: &str = "SELECT row_security_active($1::text::regclass)";
 
 /// Rows that are tried per round trip.
 const PROBE_WINDOW: usize = 256;
@@ -121,7 +120,9 @@ struct LaneSession {
     home: Home,
     cas: Statement,
     logs: Target,
-    /// The table for late records, if there is one.
+    /// Whether late records go to a table of their own.
+    is_hypertable: bool,
+    /// That table, as the last batch with late records found it.
     late: Option<Target>,
     /// Where the records of the current flush go.
     placing: Placing,
@@ -188,7 +189,7 @@ impl PgLane {
     async fn connect_unbounded(&self, limit: Duration) -> Result<LaneSession, StoreError> {
         let connection = self.connector.connect(&self.name).await?;
         end_stalled(&connection, &self.name).await;
-        let Prepared { home, has_late } = schema::check_columns(&connection.client, &self.home).await?;
+        let Prepared { home, is_hypertable } = schema::check_columns(&connection.client, &self.home).await?;
         let prepare = async |sql: String| {
             connection.client.prepare(&sql).await.map_err(|error| failure("preparing the flush", &error))
         };
@@ -197,22 +198,17 @@ impl PgLane {
         let guard = prepare(home.sql(GUARD_SQL)).await?;
         let encoding = connection.client.query_typed_one(ENCODING_SQL, &[]).await;
         let ascii = encoding.map_err(|error| failure("reading the database's encoding", &error))?.get(0);
-        let target = async |place: Place| {
-            let table = place.table(&home).to_string();
-            let settings = connection.client.query_typed_one(TABLE_SQL, &[(&table, Type::TEXT)]).await;
-            let settings = settings.map_err(|error| failure("reading the rights on the tables", &error))?;
-            let copy = prepare(place.sql(&home, COPY_SQL)).await?;
-            Ok::<_, StoreError>((settings.get::<_, bool>(0), Target { copy, has_policies: settings.get(1) }))
-        };
-        let (_, logs) = target(Place::Logs).await?;
-        let late = if has_late { Some(target(Place::Late).await?) } else { None };
-        let late = late.and_then(|(can_insert, late)| can_insert.then_some(late));
+        let table = Place::Logs.table(&home).to_string();
+        let row_security = connection.client.query_typed_one(ROW_SECURITY_SQL, &[(&table, Type::TEXT)]).await;
+        let has_policies = row_security.map_err(|error| failure("reading the row security of logs", &error))?.get(0);
+        let logs = Target { copy: prepare(Place::Logs.sql(&home, COPY_SQL)).await?, has_policies };
         Ok(LaneSession {
             connection,
             home,
             cas,
             logs,
-            late,
+            is_hypertable,
+            late: None,
             placing: Placing::LOGS,
             locked: Mutex::new(None),
             volume,
@@ -254,17 +250,17 @@ impl PgLane {
             Some(session) => session,
             None => self.connect().await?,
         };
-        let fallback = session.late.as_ref().map_or(Fallback::None, |_| self.fallback.get());
-        session.placing = match session.late {
-            Some(_) => Placing::new(fallback, wall_us(), self.limits.reach),
-            None => Placing::LOGS,
+        let fallback = if session.is_hypertable { self.fallback.get() } else { Fallback::None };
+        session.placing = match session.is_hypertable {
+            true => Placing::new(fallback, wall_us(), self.limits.reach),
+            false => Placing::LOGS,
         };
         let flushed = match refused {
             None => flush(&mut self.lane, &mut session, batch).await,
             Some(rejection) => dead_letter(&mut self.lane, &mut session, batch, rejection).await,
         };
         if let Some((place, error)) = session.locked.get_mut().unwrap_or_else(PoisonError::into_inner).take()
-            && session.late.is_some()
+            && session.is_hypertable
         {
             self.fallback.locked(place, fallback, &error);
         }
@@ -280,14 +276,12 @@ async fn limited<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T>
 
 impl LaneSession {
     /// As [`refused`]. A record that no partition takes gets a new connection first: opening one creates the default
-    /// partition again if it was dropped. So does one for which this role lost the rights on the table for late records:
-    /// it goes to `logs` then.
-    fn refused(&self, what: &str, place: Place, error: &Error) -> Refused {
+    /// partition again if it was dropped.
+    fn refused(&self, what: &str, error: &Error) -> Refused {
         let is_partition_missing = error.as_db_error().is_some_and(|db| {
             db.code() == &SqlState::CHECK_VIOLATION && db.constraint().is_none() && db.table() == Some("logs")
         });
-        let is_forbidden = place == Place::Late && error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
-        match (is_partition_missing || is_forbidden) && !self.is_new {
+        match is_partition_missing && !self.is_new {
             true => StoreError::Transient(format!("{what}: {}", describe(error))).into(),
             false => refused(what, error),
         }
@@ -323,6 +317,28 @@ impl LaneSession {
 
     async fn unrelated<T>(&self, what: &str, work: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
         within(self.limit, what, async { work.await.map_err(|error| failure(what, &error)) }).await
+    }
+
+    /// Finds the table for late records. If they must not go there (it is missing, it is not logweir's, its row security
+    /// is not that of `logs`), they go to `logs` for the rest of this flush. Asked in their own transaction, since all that
+    /// can change at any time; batches without late records need not ask.
+    async fn find_late(&mut self) -> Result<(), StoreError> {
+        const WHAT: &str = "looking for the table for late records";
+        let beside = self.unrelated(WHAT, find_late(self.client(), Some(self.home.name()))).await?;
+        let Some(found) = beside.late().filter(|late| late.may_insert && late.is_protected_alike) else {
+            self.placing = Placing::LOGS;
+            return Ok(());
+        };
+        let copy = match self.late.take() {
+            Some(target) => target.copy,
+            None => self.unrelated(WHAT, self.client().prepare(&Place::Late.sql(&self.home, COPY_SQL))).await?,
+        };
+        self.late = Some(Target { copy, has_policies: found.has_policies });
+        Ok(())
+    }
+
+    fn is_late(&self, row: &Row<'_>) -> bool {
+        self.placing.of(row.record.ts_us) == Place::Late
     }
 
     /// Inserts rows of one place.
@@ -371,7 +387,7 @@ impl LaneSession {
             }
             Some(Err(CopyError::Rows(error))) => {
                 self.note_lock_timeout(place, &error);
-                Err(self.refused(what, place, &error))
+                Err(self.refused(what, &error))
             }
             None => Err(self.timed_out(what).into()),
         }
@@ -398,7 +414,7 @@ impl LaneSession {
             Some(Ok(inserted)) => inserted,
             Some(Err(error)) => {
                 self.note_lock_timeout(place, &error);
-                return Err(self.refused(what, place, &error));
+                return Err(self.refused(what, &error));
             }
             None => return Err(self.timed_out(what).into()),
         };
@@ -445,7 +461,7 @@ impl LaneSession {
         const WHAT: &str = "trying rows one by one";
         let client = self.client();
         let types = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
-        let has_late = rows.iter().any(|row| self.placing.of(row.record.ts_us) == Place::Late);
+        let has_late = rows.iter().any(|row| self.is_late(row));
         let insert = async |place: Place| client.prepare_typed(&place.sql(&self.home, INSERT_SQL), &types).await;
         let prepared = async {
             client.batch_execute("SAVEPOINT logweir_row").await?;
@@ -459,8 +475,7 @@ impl LaneSession {
             // Each is sent when it is first polled, so that the server gets them in this order.
             let mut tried = Vec::with_capacity(rows.len());
             for row in rows {
-                let is_late = self.placing.of(row.record.ts_us) == Place::Late;
-                let one = one_late.as_ref().filter(|_| is_late).unwrap_or(&one);
+                let one = one_late.as_ref().filter(|_| self.is_late(row)).unwrap_or(&one);
                 let mut insert = Box::pin(maybe_done(insert_one(client, one, row)));
                 start(insert.as_mut()).await;
                 let mut undone = Box::pin(maybe_done(client.execute(&undo, &[])));
@@ -592,6 +607,9 @@ impl FlushStatements for LaneSession {
         volume: &mut Counter<'a>,
         how: How,
     ) -> Result<Vec<LeftOut>, Refused> {
+        if rows.clone().any(|row| self.is_late(&row)) {
+            self.find_late().await?;
+        }
         let placing = self.placing;
         if rows.clone().all(|row| placing.of(row.record.ts_us) == Place::Logs) {
             return self.insert_into(Place::Logs, rows, volume, how).await;
@@ -619,6 +637,9 @@ impl FlushStatements for LaneSession {
 
     async fn probe(&mut self, rows: &[Row<'_>]) -> Result<Vec<LeftOut>, StoreError> {
         self.begin(Purpose::Try).await?;
+        if rows.iter().any(|row| self.is_late(row)) {
+            self.find_late().await?;
+        }
         let found = self.try_each(rows).await?;
         self.rollback().await?;
         Ok(found)

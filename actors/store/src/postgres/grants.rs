@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::quoted;
-use super::logs::LATE;
+use super::logs::{LATE, find_late};
 use super::{clock, idempotency, schema};
 use crate::error::StoreError;
 
@@ -30,8 +30,8 @@ struct Place {
     /// Whether the owner is a superuser, or can become one.
     is_superuser: bool,
     exists: bool,
-    /// The schema of the extension pg_trgm, if that is another one.
-    pg_trgm: Option<String>,
+    /// The schemas of the extensions that maintenance calls, if those are others.
+    extensions: Vec<String>,
     /// The tables and partitions, quoted and with their schemas.
     tables: Vec<String>,
     /// Whether there is a table for late records.
@@ -41,9 +41,9 @@ struct Place {
 const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, current_schema())::text, \
     coalesce(pg_get_userbyid(c.relowner), current_user)::text, c.oid IS NOT NULL, \
     EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')), \
-    (SELECT t.nspname::text FROM pg_extension e JOIN pg_namespace t ON t.oid = e.extnamespace \
-    WHERE e.extname = 'pg_trgm' AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema())), \
-    EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = 'logweir_late') \
+    ARRAY(SELECT DISTINCT t.nspname::text FROM pg_extension e JOIN pg_namespace t ON t.oid = e.extnamespace \
+    WHERE e.extname IN ('pg_trgm', 'timescaledb') AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema()) \
+    ORDER BY 1) \
     FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
     LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
 /// A hypertable passes its owner on to its chunks; a partitioned table does not.
@@ -83,7 +83,9 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
     let Some(schema): Option<String> = row.get(1) else {
         return Err(StoreError::Systemic("no schema of search_path exists: create it (CREATE SCHEMA …)".to_owned()));
     };
-    let names: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE, LATE]).collect();
+    let has_late = find_late(client, Some(&schema)).await.map_err(failed(WHAT))?.late().is_some();
+    let late = has_late.then_some(LATE);
+    let names: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE]).chain(late).collect();
     let tables = client.query(TABLES_SQL, &[&schema, &names]).await.map_err(failed(WHAT))?;
     let place = Place {
         database: row.get(0),
@@ -91,15 +93,15 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
         owner: row.get(2),
         is_superuser: row.get(4),
         exists: row.get(3),
-        pg_trgm: row.get(5),
+        extensions: row.get(5),
         tables: tables.iter().map(|row| row.get(0)).collect(),
-        has_late: row.get(6),
+        has_late,
     };
     Ok(statements(&place, role, purpose))
 }
 
 fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
-    let Place { database, schema, owner, is_superuser, exists, pg_trgm, tables, has_late } = place;
+    let Place { database, schema, owner, is_superuser, exists, extensions, tables, has_late } = place;
     let (database, schema, owner, role) = (quoted(database), quoted(schema), quoted(owner), quoted(role));
     let connect = format!("GRANT CONNECT ON DATABASE {database} TO {role};");
     let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {role};");
@@ -115,7 +117,7 @@ fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
             // CREATE on the database is for the extension pg_trgm.
             let create = format!("GRANT CREATE ON DATABASE {database} TO {role};");
             let mut all = vec![connect, create, format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};")];
-            all.extend(pg_trgm.as_ref().map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role};", quoted(schema))));
+            all.extend(extensions.iter().map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role};", quoted(schema))));
             // To change and drop tables takes their owner. A member of the owner counts as one, but a member of a
             // superuser can become one.
             if *exists && *is_superuser {
@@ -135,7 +137,8 @@ mod tests {
     fn place(exists: bool) -> Place {
         let tables = vec!["s.logs".to_owned(), "s.logs_default".to_owned()];
         let [database, schema, owner] = ["db", "s", "o"].map(str::to_owned);
-        Place { database, schema, owner, is_superuser: false, exists, pg_trgm: None, tables, has_late: false }
+        let (extensions, has_late) = (Vec::new(), false);
+        Place { database, schema, owner, is_superuser: false, exists, extensions, tables, has_late }
     }
 
     #[test]
@@ -158,8 +161,8 @@ mod tests {
     }
 
     #[test]
-    fn who_maintains_may_use_the_schema_of_pg_trgm() {
-        let elsewhere = Place { pg_trgm: Some("extensions".to_owned()), ..place(true) };
+    fn who_maintains_may_use_the_schemas_of_extensions() {
+        let elsewhere = Place { extensions: vec!["extensions".to_owned()], ..place(true) };
         let line = r#"GRANT USAGE ON SCHEMA "extensions" TO "r";"#.to_owned();
         assert!(statements(&elsewhere, "r", Purpose::Maintenance).contains(&line));
         assert!(!statements(&elsewhere, "r", Purpose::Storing).contains(&line));

@@ -22,7 +22,10 @@ pub(super) struct Home(Arc<str>);
 
 /// What this process knows of it.
 #[derive(Clone, Default)]
-pub(super) struct KnownHome(Arc<Mutex<Option<Home>>>);
+pub(super) struct KnownHome {
+    home: Arc<Mutex<Option<Home>>>,
+    told: Arc<Mutex<String>>,
+}
 
 impl Home {
     pub(super) fn new(schema: &str) -> Self {
@@ -83,8 +86,16 @@ impl KnownHome {
         Ok(home)
     }
 
+    /// Whether this is not what was told about it last: each lane looks at the tables, and all find the same.
+    pub(super) fn is_news(&self, text: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *told != text;
+        text.clone_into(&mut told);
+        is_news
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Home>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.home.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,13 @@
 //! The table `logs` as it is: how it is divided, and the table for late records beside it.
+//!
+//! Other relations can have that table's name: an operator's copy, an index, a view. Only [`find_late`] decides which is
+//! logweir's, for flushes, queries, maintenance, grants and the schema. It counts by the mark that it was made with, and
+//! by its columns. The mark is a constraint: a comment is lost in a dump without comments, and is anybody's to edit.
 
-use tokio_postgres::Client;
-use tokio_postgres::types::Oid;
+use std::sync::LazyLock;
+
+use tokio_postgres::types::{Oid, Type};
+use tokio_postgres::{Client, Error, GenericClient, Row};
 
 use super::connect::failed;
 use super::ddl::{Relation, quoted};
@@ -12,6 +18,126 @@ use crate::error::StoreError;
 /// Name of the table beside a hypertable that takes records far from the present.
 pub(super) const LATE: &str = "logweir_late";
 
+/// The constraint by which [`LATE`] is known to be logweir's.
+pub(super) const LATE_MARK: &str = "made_by_logweir";
+
+/// The columns that a flush writes, with their types. A binary COPY into another type of the same width would succeed
+/// silently: an id as a double, the version byte of a jsonb as the first character of a text.
+pub(super) const COLUMNS: [(&str, Oid, &str); 7] = [
+    ("id", 20, "bigint"),
+    ("ts", 1184, "timestamp with time zone"),
+    ("severity", 21, "smallint"),
+    ("service", 25, "text"),
+    ("host", 25, "text"),
+    ("message", 25, "text"),
+    ("attributes", 3802, "jsonb"),
+];
+
+/// Their names.
+pub(super) const COLUMN_NAMES: &str = "id, ts, severity, service, host, message, attributes";
+
+/// What is named [`LATE`] in the schema `$1`, or in that of the `logs` that search_path finds. Policies are compared as
+/// text: where one of `logs` names its table, that of the other one names its own.
+static LATE_SQL: LazyLock<String> = LazyLock::new(|| {
+    let columns: Vec<String> = COLUMNS.iter().map(|(name, oid, _)| format!("('{name}', {oid})")).collect();
+    let policies = |table: &str, expression: &str| {
+        let text = |tree: &str| {
+            format!("coalesce({}, '')", expression.replace('$', &format!("pg_get_expr(p.{tree}, p.polrelid)")))
+        };
+        format!(
+            "(SELECT array_agg(ARRAY[p.polname::text, p.polcmd::text, p.polpermissive::text, \
+             (SELECT array_agg(role ORDER BY role) FROM unnest(p.polroles) role)::text, {}, {}] ORDER BY p.polname) \
+             FROM pg_policy p WHERE p.polrelid = {table}.oid)",
+            text("polqual"),
+            text("polwithcheck")
+        )
+    };
+    format!(
+        "SELECT n.nspname::text, l.relkind::text, \
+         l.relkind = 'r' AND EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = l.oid AND k.conname = '{LATE_MARK}') \
+         AND (SELECT count(*) FROM pg_attribute a \
+         JOIN (VALUES {columns}, ('stored_at', 1184)) wanted (name, type) ON a.attname = wanted.name \
+         AND a.atttypid = wanted.type::oid WHERE a.attrelid = l.oid AND NOT a.attisdropped) = {wanted}, \
+         c.oid IS NULL OR (c.relrowsecurity, c.relforcerowsecurity) = (l.relrowsecurity, l.relforcerowsecurity) \
+         AND {of_logs} IS NOT DISTINCT FROM {of_late}, \
+         NOT l.relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = l.oid), \
+         l.relkind = 'r' AND row_security_active(l.oid), c.oid IS NOT NULL AND row_security_active(c.oid), \
+         l.relkind = 'r' AND has_table_privilege(l.oid, 'INSERT') \
+         FROM pg_namespace n JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = '{LATE}' \
+         LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'logs' \
+         WHERE n.oid = (SELECT CASE WHEN $1 IS NULL \
+         THEN (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('logs')) \
+         ELSE (SELECT oid FROM pg_namespace WHERE nspname = $1) END)",
+        columns = columns.join(", "),
+        wanted = COLUMNS.len() + 1,
+        of_logs = policies("c", "$"),
+        of_late = policies("l", &format!("regexp_replace($, '\\m{LATE}\\.', 'logs.', 'g')")),
+    )
+});
+
+/// What is named [`LATE`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Beside {
+    Nothing,
+    /// The table for late records.
+    Late(Late),
+    /// Something else, of this kind.
+    Foreign(&'static str),
+}
+
+/// The table for late records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Late {
+    pub(super) table: Relation,
+    /// Whether its row security is that of `logs`: otherwise who reads it can see what `logs` would not show.
+    pub(super) is_protected_alike: bool,
+    /// Whether it has no row security at all.
+    pub(super) is_unprotected: bool,
+    /// Whether row security applies to the current role, in it and in `logs`.
+    pub(super) has_policies: bool,
+    pub(super) logs_has_policies: bool,
+    /// Whether the current role may insert.
+    pub(super) may_insert: bool,
+}
+
+impl Beside {
+    fn of(row: &Row) -> Self {
+        if !row.get::<_, bool>(2) {
+            return Self::Foreign(match row.get(1) {
+                "r" => "a table",
+                "p" => "a partitioned table",
+                "i" | "I" => "an index",
+                "v" => "a view",
+                "m" => "a materialized view",
+                "S" => "a sequence",
+                _ => "a relation",
+            });
+        }
+        Self::Late(Late {
+            table: Relation { schema: row.get(0), name: LATE.to_owned() },
+            is_protected_alike: row.get(3),
+            is_unprotected: row.get(4),
+            has_policies: row.get(5),
+            logs_has_policies: row.get(6),
+            may_insert: row.get(7),
+        })
+    }
+
+    /// The table for late records, if it is that.
+    pub(super) fn late(self) -> Option<Late> {
+        match self {
+            Self::Late(late) => Some(late),
+            Self::Nothing | Self::Foreign(_) => None,
+        }
+    }
+}
+
+/// Looks for the table for late records in `schema`, or in that of the `logs` that search_path finds.
+pub(super) async fn find_late(client: &impl GenericClient, schema: Option<&str>) -> Result<Beside, Error> {
+    let row = client.query_typed_opt(&LATE_SQL, &[(&schema, Type::TEXT)]).await?;
+    Ok(row.as_ref().map_or(Beside::Nothing, Beside::of))
+}
+
 /// The table `logs` as it is now.
 pub(super) struct Logs {
     pub(super) oid: Oid,
@@ -19,7 +145,7 @@ pub(super) struct Logs {
     pub(super) kind: LogsKind,
     /// The default partition, whatever its name.
     pub(super) default: Option<Relation>,
-    /// [`LATE`], if it is there.
+    /// The table for late records, if it is there.
     pub(super) late: Option<Relation>,
     /// For the partitions: ` TABLESPACE …`, or nothing.
     pub(super) tablespace: String,
@@ -43,15 +169,14 @@ impl Logs {
         let row = client
             .query_opt(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
-                 s.spcname::text, current_setting('server_version_num')::integer, \
-                 EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = $2) \
+                 s.spcname::text, current_setting('server_version_num')::integer \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid \
                  LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
                  LEFT JOIN pg_namespace dn ON dn.oid = d.relnamespace \
                  LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace \
                  WHERE n.nspname = $1 AND c.relname = 'logs'",
-                &[&home.name(), &LATE],
+                &[&home.name()],
             )
             .await
             .map_err(failed("reading the table logs"))?;
@@ -70,9 +195,10 @@ impl Logs {
             false => LogsKind::Plain,
         };
         let tablespace = row.get::<_, Option<String>>(6);
+        let beside = find_late(client, Some(home.name())).await.map_err(failed("looking for late records"))?;
         Ok(Self {
             oid: row.get(0),
-            late: row.get::<_, bool>(8).then(|| home.table(LATE)),
+            late: beside.late().map(|late| late.table),
             table,
             kind,
             default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),

@@ -82,6 +82,8 @@ enum Step {
     RetentionCounters,
     /// The table of idempotency keys, and those that have expired.
     IdempotencyKeys,
+    /// The table for late records.
+    LateTable,
     /// Late records move into chunks.
     LateRecords,
     /// What a takeover records.
@@ -90,7 +92,7 @@ enum Step {
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 13] = [
+const STEPS: [(Step, &str); 14] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
@@ -101,6 +103,7 @@ const STEPS: [(Step, &str); 13] = [
     (Step::RetentionRows, "retention_rows"),
     (Step::RetentionCounters, "retention_counters"),
     (Step::IdempotencyKeys, "idempotency_keys"),
+    (Step::LateTable, "late_table"),
     (Step::LateRecords, "late_records"),
     (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
@@ -284,6 +287,7 @@ impl Round<'_> {
             }
             (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
+            (Step::LateTable, _, Some(_)) => schema::keep_late(client, home, &logs).await,
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
                 let window = Window::at(database_us(client).await?, self.settings.reach);
                 mover::move_days(client, &logs, window, first_kept).await

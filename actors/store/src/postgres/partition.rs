@@ -436,14 +436,16 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
 /// `publish_via_partition_root` a subscriber is told that of `logs`, so that has it, too.
 pub(super) async fn set_replica_identity(client: &Client, logs: &Logs) -> Result<(), StoreError> {
     const WHAT: &str = "setting the replica identity of tables";
+    let late = logs.late.as_ref().map(|late| late.name.as_str());
+    let names: Vec<&str> = std::iter::once("logweir_takeover").chain(late).collect();
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE (n.nspname = $2 AND c.relname IN ('logweir_takeover', 'logweir_late') AND c.relkind = 'r' \
+             WHERE (n.nspname = $2 AND c.relname = ANY ($3) AND c.relkind = 'r' \
              OR c.oid IN (SELECT unnest(ARRAY[partrelid, partdefid]) FROM pg_partitioned_table WHERE partrelid = $1)) \
              AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS \
              (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary AND x.indisvalid))",
-            &[&logs.oid, &logs.table.schema],
+            &[&logs.oid, &logs.table.schema, &names],
         )
         .await
         .map_err(failed(WHAT))?;

@@ -13,13 +13,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{TryStreamExt, pin_mut};
 use logweir_record::record::{Record, Severity};
-use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 
 use super::connect::describe;
 use super::filter::Sql;
-use super::home::KnownHome;
-use super::logs::union_all;
+use super::home::{Home, KnownHome};
+use super::logs::{COLUMN_NAMES, Late, find_late, union_all};
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
@@ -137,12 +137,12 @@ impl PostgresReader {
                 }
             };
             let logs = self.table("logs");
-            let named: [(&(dyn ToSql + Sync), Type); 1] = [(&logs, Type::TEXT)];
-            let late = transaction.query_typed(LATE_SQL, &named);
+            let home = self.home.as_ref().and_then(KnownHome::get);
+            let late = find_late(&*transaction, home.as_ref().map(Home::name));
             let (limited, lanes, late) = tokio::join!(transaction.batch_execute(&limit), lanes, late);
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
-            let late = late?.first().map(|row| row.get(0));
+            let late = late?.late();
             let value = work(&Reading { transaction: &transaction, logs, late }).await?;
             transaction.commit().await?;
             Ok(Snapshot { value, lanes })
@@ -170,7 +170,7 @@ impl PostgresReader {
     ) -> Result<Snapshot<(T, u64)>, ReadError> {
         let reading = || {
             self.read(async |reading| {
-                let (transaction, logs) = (reading.transaction, reading.logs(sample.range).await?);
+                let (transaction, logs) = (reading.transaction, reading.all(sample.range).await?);
                 let (mut fold, mut records) = (empty(), 0);
                 let mut pieces = self.throttle.pieces(sample.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
@@ -210,34 +210,48 @@ impl PostgresReader {
     }
 }
 
-/// The table for late records beside the table `$1`.
-const LATE_SQL: &str = "SELECT format('%I.%I', n.nspname, l.relname) FROM pg_class c \
-    JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'logweir_late' \
-    WHERE c.oid = to_regclass($1)";
-
 /// A snapshot that is being read.
 struct Reading<'r, 'c> {
     transaction: &'r Transaction<'c>,
     /// The table of records, and the one for late records, if there is one.
     logs: String,
-    late: Option<String>,
+    late: Option<Late>,
 }
 
 impl Reading<'_, '_> {
-    /// What contains the records of `range`, for FROM: both tables only if the second has any, since aggregates of one
-    /// hypertable alone are several times as fast.
-    async fn logs(&self, range: Range) -> Result<String, ReadStop> {
-        let Some(late) = &self.late else { return Ok(self.logs.clone()) };
+    /// The table for late records, if it has some of `range`.
+    async fn late(&self, range: Range) -> Result<Option<String>, ReadStop> {
+        let Some(late) = &self.late else { return Ok(None) };
+        let table = late.table.to_string();
         let mut sql = Sql::new("SELECT EXISTS (SELECT FROM ");
-        sql.push(&format!("{late} WHERE "));
+        sql.push(&format!("{table} WHERE "));
         within(&mut sql, range);
         sql.push(")");
         let statement = self.transaction.prepare_typed(&sql.text, &sql.types()).await?;
-        let has_late: bool = self.transaction.query_one(&statement, &sql.parameters()).await?.get(0);
-        Ok(match has_late {
-            true => union_all(ALL_COLUMNS, &self.logs, late),
-            false => self.logs.clone(),
+        if !self.transaction.query_one(&statement, &sql.parameters()).await?.get::<_, bool>(0) {
+            return Ok(None);
+        }
+        if !late.is_protected_alike && (late.has_policies || late.logs_has_policies) {
+            return Err(ReadStop::Refused(ReadError::Unprepared(format!(
+                "the row security of {table} is not that of logs, so the records that this role may see are not known: give \
+                 both tables the same policies"
+            ))));
+        }
+        Ok(Some(table))
+    }
+
+    /// What contains the records of `range`, for FROM.
+    async fn all(&self, range: Range) -> Result<String, ReadStop> {
+        Ok(match self.late(range).await? {
+            Some(late) => union_all(COLUMN_NAMES, &self.logs, &late),
+            None => self.logs.clone(),
         })
+    }
+
+    /// The tables that have records of `range`. Counts are made for each and added: an aggregate over both at once is
+    /// several times as slow on a hypertable, and one late record would be enough.
+    async fn each(&self, range: Range) -> Result<Vec<String>, ReadStop> {
+        Ok(std::iter::once(self.logs.clone()).chain(self.late(range).await?).collect())
     }
 }
 
@@ -332,8 +346,6 @@ const RECORD: [Type; 7] = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT
 const COUNT: [Type; 4] = [Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::INT8];
 const TOTAL: [Type; 2] = [Type::INT8, Type::INT8];
 const SERVICE: [Type; 2] = [Type::TEXT, Type::INT8];
-
-const ALL_COLUMNS: &str = "id, ts, severity, service, host, message, attributes";
 
 /// Columns of a record; those that a read does not need can be empty.
 const COLUMNS: &str = "id, ts, severity, service, host, message, attributes::text";
@@ -438,7 +450,7 @@ impl LogReader for PostgresReader {
     async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError> {
         let reading = || {
             self.read(async |reading| {
-                let (transaction, logs) = (reading.transaction, reading.logs(scan.range_left()).await?);
+                let (transaction, logs) = (reading.transaction, reading.all(scan.range_left()).await?);
                 let (mut found, mut bytes) = (Vec::new(), 0);
                 let mut pieces = self.throttle.pieces(scan.range_left(), scan.direction);
                 while let Some(range) = pieces.next() {
@@ -460,13 +472,18 @@ impl LogReader for PostgresReader {
     async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
         let reading = || {
             self.read(async |reading| {
-                let (transaction, logs) = (reading.transaction, reading.logs(steps.range).await?);
+                let tables = reading.each(steps.range).await?;
                 let mut counts = Vec::new();
                 let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
-                    let sql = counts_sql(filter, range, steps, by, [&logs, "ts", "count(*)"]);
-                    let rows = pieces.read(rows(transaction, &sql, &COUNT)).await.ok_or(ReadStop::Preempted)??;
-                    counts.extend(rows.iter().map(count));
+                    let read = pieces.read(async {
+                        for table in &tables {
+                            let sql = counts_sql(filter, range, steps, by, [table, "ts", "count(*)"]);
+                            counts.extend(rows(reading.transaction, &sql, &COUNT).await?.iter().map(count));
+                        }
+                        Ok::<_, ReadStop>(())
+                    });
+                    read.await.ok_or(ReadStop::Preempted)??;
                 }
                 Ok(counts)
             })

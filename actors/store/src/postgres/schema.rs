@@ -19,11 +19,12 @@ use super::connect::{Connector, describe, failed, within};
 use super::ddl::{Relation, begin, ddl_failure, give_to_owner};
 use super::home::{Home, IDENTITY, KnownHome};
 use super::idempotency;
-use super::logs::{LATE, Logs};
+use super::logs::{Beside, COLUMNS, Logs, find_late};
 use super::partition::make_default;
 use super::timescale::{Installed, Timescale, installed, is_hypertable};
 use super::{clock, late, takeover_digest};
 use crate::error::StoreError;
+use crate::lane::ORDINAL_BITS;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
 
@@ -72,18 +73,6 @@ const END_STALLED_SQL: &str = "SELECT a.pid, a.application_name, pg_terminate_ba
     AND (a.state LIKE 'idle%' OR a.wait_event = 'ClientRead') \
     AND a.state_change < clock_timestamp() - make_interval(secs => $2)";
 
-/// The columns that a flush writes, with their types. A binary COPY into another type of the same width would succeed
-/// silently: an id as a double, the version byte of a jsonb as the first character of a text.
-const COLUMNS: [(&str, Oid, &str); 7] = [
-    ("id", 20, "bigint"),
-    ("ts", 1184, "timestamp with time zone"),
-    ("severity", 21, "smallint"),
-    ("service", 25, "text"),
-    ("host", 25, "text"),
-    ("message", 25, "text"),
-    ("attributes", 3802, "jsonb"),
-];
-
 /// What is in the database.
 pub(super) struct Found {
     /// The schema that is known, or those of search_path that exist, in its order.
@@ -94,6 +83,8 @@ pub(super) struct Found {
     applied: Vec<Applied>,
     /// `logs` is TimescaleDB's.
     is_hypertable: bool,
+    /// What is named as the table for late records.
+    beside: Beside,
     /// `logs` is partitioned and has no default partition.
     lacks_default: bool,
 }
@@ -119,14 +110,15 @@ const LOOK_SQL: &str = "WITH path AS (SELECT CASE WHEN EXISTS \
 /// What a process stores in.
 pub(super) struct Prepared {
     pub(super) home: Home,
-    /// There is a table for late records.
-    pub(super) has_late: bool,
+    /// `logs` has chunks, and another table is there for records far from the present.
+    pub(super) is_hypertable: bool,
 }
 
 /// Makes the tables that are missing.
 pub(super) async fn prepare(client: &Client, known: &KnownHome, mut found: Found) -> Result<Prepared, StoreError> {
     if let Some(plan) = plan(&found)? {
-        create(client, known, &plan.schema).await?;
+        let lock = Lock { schema: &plan.schema, what: "creating the tables" };
+        lock.with(client, create_locked(client, known)).await?;
         found = look(client, known).await?;
     }
     let Some(home) = found.tables.get("logs").map(|schema| Home::new(schema)) else {
@@ -143,22 +135,46 @@ pub(super) async fn prepare(client: &Client, known: &KnownHome, mut found: Found
             tracing::warn!(%error, "records that have no partition of their own will be rejected");
         }
     }
-    let mut has_late = found.tables.contains_key(LATE);
-    if found.is_hypertable && !has_late {
-        let made = late::make(client, &Logs::read(client, &home).await?).await;
-        has_late = made.is_ok() || look(client, known).await?.tables.contains_key(LATE);
-        if let Err(error) = made
-            && !has_late
-        {
-            tracing::warn!(%error, "records of each past day make a chunk of that day");
-        }
+    if found.is_hypertable
+        && let Err(error) = ensure_late(client, &home, &found.beside).await
+        && known.is_news(&error.to_string())
+    {
+        tracing::warn!(%error, "there is no table for records far from the present");
     }
-    Ok(Prepared { home, has_late })
+    Ok(Prepared { home, is_hypertable: found.is_hypertable })
+}
+
+/// Looks after the table for late records of a hypertable: makes it if it is missing, and gives it the row security of
+/// `logs`.
+pub(super) async fn keep_late(client: &Client, home: &Home, logs: &Logs) -> Result<(), StoreError> {
+    let beside = find_late(client, Some(home.name())).await.map_err(failed("looking for late records"))?;
+    match beside {
+        Beside::Late(late) => late::keep_protected(client, logs, &late).await,
+        missing => ensure_late(client, home, &missing).await,
+    }
+}
+
+/// Makes the table for late records if it is missing.
+async fn ensure_late(client: &Client, home: &Home, beside: &Beside) -> Result<(), StoreError> {
+    let make = async {
+        // Again, under the lock: another process may have been faster.
+        let beside = find_late(client, Some(home.name())).await.map_err(failed("looking for late records"))?;
+        match beside {
+            Beside::Nothing => late::make(client, &Logs::read(client, home).await?).await,
+            Beside::Late(_) => Ok(()),
+            Beside::Foreign(kind) => Err(late::foreign(home, kind)),
+        }
+    };
+    match beside {
+        Beside::Late(_) => Ok(()),
+        Beside::Foreign(kind) => Err(late::foreign(home, kind)),
+        Beside::Nothing => Lock { schema: home.name(), what: late::CREATING }.with(client, make).await,
+    }
 }
 
 /// Reads what is there.
 pub(super) async fn look(client: &Client, known: &KnownHome) -> Result<Found, StoreError> {
-    let names: Vec<&str> = tables().chain([LATE]).collect();
+    let names: Vec<&str> = tables().collect();
     let known = known.get();
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&names, Type::TEXT_ARRAY), (&known.as_ref().map(Home::name), Type::TEXT), (&&IDENTITY[..], Type::TEXT_ARRAY)];
@@ -168,13 +184,12 @@ pub(super) async fn look(client: &Client, known: &KnownHome) -> Result<Found, St
         tables: HashMap::new(),
         applied: Vec::new(),
         is_hypertable: false,
+        beside: Beside::Nothing,
         lacks_default: false,
     };
     for row in &rows {
         let (name, schema): (&str, Option<String>) = (row.get(1), row.get(2));
-        let (Some(name), Some(schema)) = (tables().chain([LATE]).find(|known| *known == name), schema) else {
-            continue;
-        };
+        let (Some(name), Some(schema)) = (tables().find(|known| *known == name), schema) else { continue };
         if name == "logs" {
             found.lacks_default = row.get(3);
         }
@@ -184,6 +199,10 @@ pub(super) async fn look(client: &Client, known: &KnownHome) -> Result<Found, St
     if let Some(schema) = found.tables.get("logs") {
         let logs = Relation { schema: schema.clone(), name: "logs".to_owned() };
         found.is_hypertable = is_hypertable(client, &logs).await.map_err(failed("looking for hypertables"))?;
+    }
+    // Also beside tables of which `logs` is missing.
+    if let Some(schema) = found.tables.values().next() {
+        found.beside = find_late(client, Some(schema)).await.map_err(failed("looking for late records"))?;
     }
     if let Some(schema) = found.tables.get(HISTORY) {
         let rows = client
@@ -258,32 +277,47 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
     Ok(Some(Plan { schema, history, tables: lacking }))
 }
 
-/// Creates what is missing in one transaction, under the lock.
-async fn create(client: &Client, known: &KnownHome, schema: &str) -> Result<(), StoreError> {
-    let key = format!("logweir/prepare/{schema}");
-    for _ in 0..ATTEMPTS_MAX {
-        begin(client, BEGIN_SQL).await.map_err(failed("creating the tables"))?;
-        let locked = match client.execute(LOCK_SQL, &[&key]).await {
-            Ok(_) => create_locked(client, known).await,
-            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                client.batch_execute("ROLLBACK").await.map_err(failed("creating the tables"))?;
-                end_stalled(client, &key, Duration::from_secs(3)).await?;
-                continue;
-            }
-            Err(error) => Err(failed("waiting for another process to create the tables")(error)),
-        };
-        let done = match locked {
-            Ok(()) => client.batch_execute("COMMIT").await.map_err(|error| ddl_failure("creating the tables", &error)),
+/// The advisory lock under which the tables of a schema are created.
+struct Lock<'l> {
+    schema: &'l str,
+    what: &'static str,
+}
+
+impl Lock<'_> {
+    /// Does `work` in one transaction, under the lock.
+    async fn with(
+        &self,
+        client: &Client,
+        work: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        self.take(client).await?;
+        let done = match work.await {
+            Ok(()) => client.batch_execute("COMMIT").await.map_err(|error| ddl_failure(self.what, &error)),
             Err(error) => Err(error),
         };
         if done.is_err() {
             let _ = client.batch_execute("ROLLBACK").await;
         }
-        return done;
+        done
     }
-    Err(StoreError::Transient(format!(
-        "another session has been creating the tables of schema {schema} for too long; see pg_stat_activity"
-    )))
+
+    /// Begins the transaction.
+    async fn take(&self, client: &Client) -> Result<(), StoreError> {
+        let key = format!("logweir/prepare/{}", self.schema);
+        for _ in 0..ATTEMPTS_MAX {
+            begin(client, BEGIN_SQL).await.map_err(failed(self.what))?;
+            let Err(error) = client.execute(LOCK_SQL, &[&key]).await else { return Ok(()) };
+            client.batch_execute("ROLLBACK").await.map_err(failed(self.what))?;
+            if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+                return Err(failed("waiting for another process to create the tables")(error));
+            }
+            end_stalled(client, &key, Duration::from_secs(3)).await?;
+        }
+        Err(StoreError::Transient(format!(
+            "another session has been creating the tables of schema {} for too long; see pg_stat_activity",
+            self.schema
+        )))
+    }
 }
 
 /// Terminates holders of the advisory lock `key` that have waited for their clients for `stalled`.
@@ -328,8 +362,10 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
     }
     give_to_owner_of_the_rest(client, &found, &plan).await.map_err(failed)?;
     if plan.tables.contains(&"logs") && found.tables.contains_key("log_volume") {
-        // It counts records that are gone with the table.
-        optional(client, "TRUNCATE log_volume").await.map_err(failed)?;
+        // It counts records that are gone with the table, and late records, which are not.
+        let late = found.beside.late().map(|late| format!("; {}", count_again_sql(&late.table)));
+        let sql = format!("TRUNCATE log_volume{}", late.unwrap_or_default());
+        optional(client, &sql).await.map_err(failed)?;
     }
     if plan.history {
         for migration in pending(MIGRATIONS, &found.applied)? {
@@ -374,9 +410,15 @@ async fn check_identity(client: &Client, found: &Found, plan: &Plan) -> Result<(
     if lacking.is_empty() {
         return Ok(());
     }
-    for name in ["logs", LATE, "logweir_dead_letter", "logweir_lane", "logweir_writer"] {
-        let Some(schema) = found.tables.get(name).filter(|_| !plan.tables.contains(&name)) else { continue };
-        let table = Relation { schema: schema.clone(), name: name.to_owned() };
+    let own = |name: &'static str| {
+        let schema = found.tables.get(name).filter(|_| !plan.tables.contains(&name))?;
+        Some(Relation { schema: schema.clone(), name: name.to_owned() })
+    };
+    let late = found.beside.clone().late().map(|late| late.table);
+    for table in
+        ["logs", "logweir_dead_letter", "logweir_lane", "logweir_writer"].into_iter().filter_map(own).chain(late)
+    {
+        let name = &table.name;
         let rows: bool = client
             .query_one(&format!("SELECT EXISTS (SELECT FROM {table})"), &[])
             .await
@@ -474,8 +516,25 @@ pub(super) fn sql() -> String {
         sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
     }
     let (clock, keys) = (clock::begin_sql(wall_us()), idempotency::create_sql());
-    sql.push_str(&format!("\n{};\n\n{clock}\n\n{keys}\n\n{}\n", takeover_digest::ADD_SQL, late::CREATE_SQL));
+    sql.push_str(&format!("\n{};\n\n{clock}\n\n{keys}\n\n{}\n", takeover_digest::ADD_SQL, late_sql()));
     sql
+}
+
+/// The statements that create the table for late records.
+fn late_sql() -> String {
+    format!(
+        "DO $do$\nBEGIN\n    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN\n{}\n    END IF;\nEND\n$do$;",
+        late::create_sql()
+    )
+}
+
+/// Counts the records of a table, in addition to what is counted.
+fn count_again_sql(table: &Relation) -> String {
+    format!(
+        "INSERT INTO log_volume (minute, service, severity, lane_id, records) \
+         SELECT date_bin('1 minute', ts, '2000-01-01 00:00Z'), service, severity, (id >> {ORDINAL_BITS})::integer, count(*) \
+         FROM {table} GROUP BY 1, 2, 3, 4"
+    )
 }
 
 /// Checks that the tables are there (or makes them), and that `logs` has the columns that a flush writes. Returns where
@@ -542,6 +601,7 @@ mod tests {
             tables: tables.map(|name| (name, "home".to_owned())).collect(),
             applied: applied.into_iter().collect(),
             is_hypertable: false,
+            beside: Beside::Nothing,
             lacks_default: false,
         }
     }
