@@ -62,6 +62,7 @@
 //!   place            which of the two tables a record is inserted into
 //!   late             records far from the present, beside TimescaleDB's chunks
 //!   mover            moves them into chunks, and deletes those that have expired
+//!   view             a function by which other programs read all records
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs: compression, and whether they work
 //!   clock            the trusted time in the database

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use super::connect::failed;
 use super::ddl::quoted;
 use super::logs::{LATE, find_late};
+use super::view::FUNCTION;
 use super::{clock, idempotency, schema};
 use crate::error::StoreError;
 
@@ -36,6 +37,8 @@ struct Place {
     tables: Vec<String>,
     /// Whether there is a table for late records.
     has_late: bool,
+    /// Whether there is the function [`FUNCTION`].
+    has_function: bool,
 }
 
 const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, current_schema())::text, \
@@ -43,7 +46,8 @@ const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, cu
     EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')), \
     ARRAY(SELECT DISTINCT t.nspname::text FROM pg_extension e JOIN pg_namespace t ON t.oid = e.extnamespace \
     WHERE e.extname IN ('pg_trgm', 'timescaledb') AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema()) \
-    ORDER BY 1) \
+    ORDER BY 1), \
+    EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND p.proname = 'logweir_logs' AND p.pronargs = 0) \
     FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
     LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
 /// A hypertable passes its owner on to its chunks; a partitioned table does not.
@@ -96,12 +100,13 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
         extensions: row.get(5),
         tables: tables.iter().map(|row| row.get(0)).collect(),
         has_late,
+        has_function: row.get(6),
     };
     Ok(statements(&place, role, purpose))
 }
 
 fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
-    let Place { database, schema, owner, is_superuser, exists, extensions, tables, has_late } = place;
+    let Place { database, schema, owner, is_superuser, exists, extensions, tables, has_late, has_function } = place;
     let (database, schema, owner, role) = (quoted(database), quoted(schema), quoted(owner), quoted(role));
     let connect = format!("GRANT CONNECT ON DATABASE {database} TO {role};");
     let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {role};");
@@ -112,7 +117,12 @@ fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
     };
     match purpose {
         Purpose::Storing => [vec![connect, usage], on_tables(&STORING, LATE_STORING)].concat(),
-        Purpose::Reading => [vec![connect, usage], on_tables(&READING, LATE_READING)].concat(),
+        Purpose::Reading => {
+            let function = format!("GRANT EXECUTE ON FUNCTION {schema}.{FUNCTION}() TO {role};");
+            let mut all = [vec![connect, usage], on_tables(&READING, LATE_READING)].concat();
+            all.extend((*exists && *has_function).then_some(function));
+            all
+        }
         Purpose::Maintenance => {
             // CREATE on the database is for the extension pg_trgm.
             let create = format!("GRANT CREATE ON DATABASE {database} TO {role};");
@@ -122,6 +132,7 @@ fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
             // superuser can become one.
             if *exists && *is_superuser {
                 all.extend(tables.iter().map(|table| format!("ALTER TABLE {table} OWNER TO {role};")));
+                all.extend(has_function.then(|| format!("ALTER FUNCTION {schema}.{FUNCTION}() OWNER TO {role};")));
             } else if *exists && owner != role {
                 all.push(format!("GRANT {owner} TO {role};"));
             }
@@ -137,8 +148,8 @@ mod tests {
     fn place(exists: bool) -> Place {
         let tables = vec!["s.logs".to_owned(), "s.logs_default".to_owned()];
         let [database, schema, owner] = ["db", "s", "o"].map(str::to_owned);
-        let (extensions, has_late) = (Vec::new(), false);
-        Place { database, schema, owner, is_superuser: false, exists, extensions, tables, has_late }
+        let (extensions, has_late, has_function) = (Vec::new(), false, false);
+        Place { database, schema, owner, is_superuser: false, exists, extensions, tables, has_late, has_function }
     }
 
     #[test]
@@ -181,11 +192,13 @@ mod tests {
 
     #[test]
     fn late_records_are_granted_to_roles_that_store_and_read() {
-        let late = Place { has_late: true, ..place(true) };
+        let late = Place { has_late: true, has_function: true, ..place(true) };
         let storing = r#"GRANT SELECT, INSERT ON "s"."logweir_late" TO "r";"#.to_owned();
         let reading = r#"GRANT SELECT ON "s"."logweir_late" TO "r";"#.to_owned();
         assert!(statements(&late, "r", Purpose::Storing).contains(&storing));
-        assert!(statements(&late, "r", Purpose::Reading).contains(&reading));
+        let function = r#"GRANT EXECUTE ON FUNCTION "s".logweir_logs() TO "r";"#.to_owned();
+        let printed = statements(&late, "r", Purpose::Reading);
+        assert!(printed.contains(&reading) && printed.contains(&function), "{printed:?}");
     }
 
     #[test]

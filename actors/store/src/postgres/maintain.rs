@@ -22,7 +22,7 @@ use super::place::{Reach, Window};
 use super::retention::{delete_counters, delete_rows};
 use super::timescale::Timescale;
 use super::types::Time;
-use super::{chunk, idempotency, mover, policy, schema, takeover_digest};
+use super::{chunk, idempotency, mover, policy, schema, takeover_digest, view};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::clock::horizon;
@@ -86,13 +86,15 @@ enum Step {
     LateTable,
     /// Late records move into chunks.
     LateRecords,
+    /// The function by which other programs read all records.
+    View,
     /// What a takeover records.
     TakeoverDigest,
     /// Takeovers that no journal can ask for any more.
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 14] = [
+const STEPS: [(Step, &str); 15] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
@@ -105,6 +107,7 @@ const STEPS: [(Step, &str); 14] = [
     (Step::IdempotencyKeys, "idempotency_keys"),
     (Step::LateTable, "late_table"),
     (Step::LateRecords, "late_records"),
+    (Step::View, "view"),
     (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
 ];
@@ -288,6 +291,7 @@ impl Round<'_> {
             (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
             (Step::LateTable, _, Some(_)) => schema::keep_late(client, home, &logs).await,
+            (Step::View, ..) => view::keep(client, home, &logs).await,
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
                 let window = Window::at(database_us(client).await?, self.settings.reach);
                 mover::move_days(client, &logs, window, first_kept).await

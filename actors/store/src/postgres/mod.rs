@@ -24,6 +24,7 @@ mod chunk;
 mod place;
 mod late;
 mod mover;
+mod view;
 mod index;
 mod policy;
 mod clock;

@@ -22,7 +22,7 @@ use super::idempotency;
 use super::logs::{Beside, COLUMNS, Logs, find_late};
 use super::partition::make_default;
 use super::timescale::{Installed, Timescale, installed, is_hypertable};
-use super::{clock, late, takeover_digest};
+use super::{clock, late, takeover_digest, view};
 use crate::error::StoreError;
 use crate::lane::ORDINAL_BITS;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
@@ -520,11 +520,14 @@ pub(super) fn sql() -> String {
     sql
 }
 
-/// The statements that create the table for late records.
+/// The statements that create what maintenance makes beside the tables.
 fn late_sql() -> String {
     format!(
-        "DO $do$\nBEGIN\n    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN\n{}\n    END IF;\nEND\n$do$;",
-        late::create_sql()
+        "DO $do$\nBEGIN\n    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN\n{}\n{}\n    ELSE\n{}\n    \
+         END IF;\nEND\n$do$;",
+        late::create_sql(),
+        view::create_sql_here(true),
+        view::create_sql_here(false)
     )
 }
 
