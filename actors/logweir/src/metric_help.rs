@@ -237,6 +237,14 @@ pub const METRICS: &[Metric] = &[
         "logweir_store_late_moved_rows_total",
         "Total number of late records that moved from table logweir_late into chunks (TimescaleDB).",
     ),
+    gauge(
+        "logweir_store_late_overdue_seconds",
+        "For how long late records have stayed in table logweir_late that should have moved into their chunk (TimescaleDB); 0 if there are none.",
+    ),
+    gauge(
+        "logweir_store_late_rows",
+        "Number of records in table logweir_late (TimescaleDB); an estimate if there are more than 10000.",
+    ),
     counter("logweir_store_partitions_dropped_total", "Total number of partitions and chunks dropped by retention."),
     counter(
         "logweir_store_retention_deleted_rows_total",

@@ -61,7 +61,14 @@
 //!   chunk            TimescaleDB's chunks: retention
 //!   place            which of the two tables a record is inserted into
 //!   late             records far from the present, beside TimescaleDB's chunks
-//!   mover            moves them into chunks, and deletes those that have expired
+//!   mover/           moves them into chunks, and deletes those that have expired
+//!     rule           which of them move
+//!     pieces         how many per statement
+//!     refusal        why records did not move
+//!     waiting        reads them along their index
+//!     letter         makes dead letters of those that the table refuses
+//!     moving         a round of moving
+//!     expire         deletes those that have expired
 //!   view             a function by which other programs read all records
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs: compression, and whether they work

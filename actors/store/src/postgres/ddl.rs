@@ -74,28 +74,37 @@ pub(super) async fn in_transaction<T>(
     in_transaction_with(LIMITS, client, what, work).await
 }
 
-/// Runs `work` in a transaction whose session ends with its owner: a frozen process loses it.
+/// Runs `work` in a transaction with these limits.
 pub(super) async fn in_transaction_with<T>(
     limits: Limits,
     client: &Client,
     what: &str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, StoreError> {
+    transaction(limits, client, work).await.map_err(|error| ddl_failure(what, &error))
+}
+
+/// Runs `work` in a transaction whose session ends with its owner: a frozen process loses it. Rolls back if `work` fails.
+pub(super) async fn transaction<T, E: From<Error>>(
+    limits: Limits,
+    client: &Client,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let Limits { lock_ms, statement_s } = limits;
     let begin_sql = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_ms}ms'; \
          SET LOCAL statement_timeout = '{statement_s}s'; \
          SET LOCAL idle_in_transaction_session_timeout = '15s'"
     );
-    begin(client, &begin_sql).await.map_err(|error| ddl_failure(what, &error))?;
+    begin(client, &begin_sql).await?;
     let done = match work.await {
-        Ok(done) => client.batch_execute("COMMIT").await.map(|()| done),
+        Ok(done) => client.batch_execute("COMMIT").await.map(|()| done).map_err(E::from),
         Err(error) => Err(error),
     };
     if done.is_err() {
         let _ = client.batch_execute("ROLLBACK").await;
     }
-    done.map_err(|error| ddl_failure(what, &error))
+    done
 }
 
 /// Classifies an error of a statement that changes tables, and adds what to do.

@@ -154,6 +154,7 @@ pub(super) struct Memory {
     partitions: Postponed,
     clock: Mutex<Option<LastRound>>,
     keys: Mutex<Rounds>,
+    mover: mover::Memory,
 }
 
 /// What a round knows.
@@ -191,7 +192,10 @@ pub(super) async fn round(
     let mut steps = Vec::new();
     let mut session = match Session::open(connector, home, "logweir/maintain", "maintain").await {
         Ok(Some(session)) => session,
-        Ok(None) => return vec![MaintenanceStep::new(CONNECTION, Ok(()))],
+        Ok(None) => {
+            memory.mover.end();
+            return vec![MaintenanceStep::new(CONNECTION, Ok(()))];
+        }
         Err(error) => return vec![MaintenanceStep::new(CONNECTION, Err(error))],
     };
     let home = session.home.clone();
@@ -278,23 +282,30 @@ impl Round<'_> {
                 drop_partitions(client, &logs, first_kept).await
             }
             (Step::RetentionPartitions, Some(first_kept), Some(timescale)) => {
-                chunk::drop_chunks(client, timescale, &logs, first_kept).await
+                // Before the chunks, so that few are left to go with them.
+                let late = mover::delete_expired(client, &logs, first_kept).await;
+                let chunks = chunk::drop_chunks(client, timescale, &logs, first_kept).await;
+                late.and(chunks)
             }
-            (Step::RetentionRows, Some(first_kept), timescale) => {
-                mover::delete_expired(client, &logs, first_kept).await?;
-                match &logs.default {
+            (Step::RetentionRows, Some(first_kept), None) => {
+                let late = mover::delete_expired(client, &logs, first_kept).await;
+                let rows = match &logs.default {
                     Some(default) => delete_rows(client, default, first_kept).await,
-                    None if is_partitioned || timescale.is_some() => Ok(()),
+                    None if is_partitioned => Ok(()),
                     None => delete_rows(client, &logs.table, first_kept).await,
-                }
+                };
+                late.and(rows)
             }
+            // Nothing is outside of chunks.
+            (Step::RetentionRows, Some(_), Some(_)) => Ok(()),
             (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
             (Step::LateTable, _, Some(_)) => schema::keep_late(client, home, &logs).await,
             (Step::View, ..) => view::keep(client, home, &logs).await,
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
-                let window = Window::at(database_us(client).await?, self.settings.reach);
-                mover::move_days(client, &logs, window, first_kept).await
+                let now_us = database_us(client).await?;
+                let window = Window::at(now_us, self.settings.reach);
+                mover::move_records(client, &logs, window, now_us, first_kept, &self.memory.mover).await
             }
             (Step::TakeoverDigest, ..) => takeover_digest::add(client, home).await,
             (Step::Takeovers, ..) => prune_takeovers(client, home, TAKEOVERS_MAX).await,

@@ -93,6 +93,11 @@ impl Window {
         Self { from_us: now_us.saturating_sub(us), to_us: now_us.saturating_add(us) }
     }
 
+    /// Its first time, and the one after its last.
+    pub(super) fn range(&self) -> (i64, i64) {
+        (self.from_us, self.to_us)
+    }
+
     pub(super) fn contains(&self, ts_us: i64) -> bool {
         *self == Self::ALL || (self.from_us..self.to_us).contains(&ts_us)
     }

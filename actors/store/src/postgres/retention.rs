@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use logweir_record::timestamp::DAY_US;
 use tokio::time::Instant;
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Row};
 
 use super::ddl::{Relation, in_transaction};
 use super::logs::Logs;
 use super::types::Time;
 use crate::error::StoreError;
+use crate::protocol::volume_counter::Key;
 
 /// Rows per DELETE statement, and time for the statements of one step.
 pub(super) const DELETE_ROWS: u64 = 10_000;
@@ -31,26 +32,72 @@ impl DeletedCounters {
     }
 }
 
-/// Deletes the counters of a range of which all records are about to be dropped, in the same transaction: the histogram
-/// never shows what is gone, nor lacks what is there. Records that wait beside `logs` keep theirs.
+/// Deletes the counters of a range of which all records are deleted in the same transaction: the histogram shows nothing
+/// that is gone. A record of the range that is stored at that moment can lose its counter, until it expires in the next
+/// round.
 pub(super) async fn delete_counters_of(
     client: &Client,
     logs: &Logs,
     (from_us, to_us): (i64, i64),
 ) -> Result<DeletedCounters, Error> {
-    let waiting = match &logs.late {
-        Some(late) => format!(" AND NOT EXISTS (SELECT FROM {late} WHERE ts >= $1 AND ts < $2)"),
-        None => String::new(),
-    };
     // The number of records, too: counting the rows would read them all.
     let sql = format!(
-        "WITH gone AS (DELETE FROM {} WHERE minute >= $1 AND minute < $2{waiting} RETURNING records) \
+        "WITH gone AS (DELETE FROM {} WHERE minute >= $1 AND minute < $2 RETURNING records) \
          SELECT coalesce(sum(records), 0)::bigint, count(*) FROM gone",
         logs.beside("log_volume")
     );
     let row = client.query_one(&sql, &[&Time(from_us), &Time(to_us)]).await?;
     let number = |column| row.get::<_, i64>(column).unsigned_abs();
     Ok(DeletedCounters { records: number(0), counters: number(1) })
+}
+
+/// What records of one minute, service, severity and lane add to a counter.
+pub(super) struct Uncounted {
+    pub(super) minute_us: i64,
+    service: String,
+    severity: i16,
+    lane_id: i32,
+    pub(super) records: i64,
+}
+
+impl Uncounted {
+    /// Of one record.
+    pub(super) fn of(ts_us: i64, service: &str, severity: i16, lane_id: i32) -> Self {
+        let Key { minute_us, service, .. } = Key::new(ts_us, service, 0);
+        Self { minute_us, service: service.to_owned(), severity, lane_id, records: 1 }
+    }
+
+    /// Of a row with a time, service, severity, `lane_id` and the number of records.
+    pub(super) fn read(row: &Row) -> Self {
+        let one = Self::of(row.get::<_, Time>(0).0, row.get(1), row.get(2), row.get(3));
+        Self { records: row.get(4), ..one }
+    }
+}
+
+/// Takes records that are deleted in the same transaction out of the counters.
+pub(super) async fn uncount(client: &Client, logs: &Logs, gone: &[Uncounted]) -> Result<(), Error> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let minutes: Vec<Time> = gone.iter().map(|gone| Time(gone.minute_us)).collect();
+    let services: Vec<&str> = gone.iter().map(|gone| gone.service.as_str()).collect();
+    let severities: Vec<i16> = gone.iter().map(|gone| gone.severity).collect();
+    let lanes: Vec<i32> = gone.iter().map(|gone| gone.lane_id).collect();
+    let records: Vec<i64> = gone.iter().map(|gone| gone.records).collect();
+    let counters = logs.beside("log_volume");
+    let keys = "(v.minute, v.service, v.severity, v.lane_id) = (t.minute, t.service, t.severity, t.lane_id)";
+    // A counter is updated once by a statement, however many rows say so.
+    let update = format!(
+        "UPDATE {counters} v SET records = v.records - t.records FROM (SELECT minute, service, severity, lane_id, \
+         sum(records)::bigint AS records FROM unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::integer[], \
+         $5::bigint[]) AS u (minute, service, severity, lane_id, records) GROUP BY 1, 2, 3, 4) t WHERE {keys}"
+    );
+    let delete = format!(
+        "DELETE FROM {counters} v USING unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::integer[]) \
+         AS t (minute, service, severity, lane_id) WHERE {keys} AND v.records <= 0"
+    );
+    client.execute(&update, &[&minutes, &services, &severities, &lanes, &records]).await?;
+    client.execute(&delete, &[&minutes, &services, &severities, &lanes]).await.map(drop)
 }
 
 /// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.

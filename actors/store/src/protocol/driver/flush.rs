@@ -630,7 +630,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
 /// Returns whether an error is about a record's values whatever it is raised by: bad values (SQLSTATE class 22),
 /// constraints (23), the exceptions of the operator's triggers (P0), and rows that they drop. All of SQLite's are: it has
 /// no partitions.
-fn is_about_values(code: &str) -> bool {
+pub(crate) fn is_about_values(code: &str) -> bool {
     code == FILTERED || ["22", "23", "P0", "SQLITE-"].iter().any(|class| code.starts_with(class))
 }
 
