@@ -15,6 +15,8 @@ use logweir_tests::process::Server;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres_with};
 use logweir_tests::store::Store;
 
+#[path = "timescale/mover.rs"]
+mod mover;
 #[path = "timescale/update.rs"]
 mod update;
 
