@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use logweir_engine::journal::LaneTail;
 use logweir_query::page::Range;
 use logweir_record::chunk::Chunk;
@@ -186,6 +187,93 @@ async fn every_sslmode_means_what_it_means_in_libpq() {
             (Ok(how), Ok(expected)) => assert_eq!(how, expected, "{url} {ca_file:?}"),
             (Err(error), Err(word)) => assert!(error.contains(word), "{url} {ca_file:?}: {error}"),
             (got, expected) => panic!("{url} {ca_file:?}: {got:?} instead of {expected:?}"),
+        }
+    }
+}
+
+/// The elements that follow each other in DER, each as (tag, contents, all of it).
+fn elements(mut der: &[u8]) -> Vec<(u8, &[u8], &[u8])> {
+    let mut found = Vec::new();
+    while let [tag, length, rest @ ..] = der {
+        let bytes = usize::from(length.saturating_sub(0x80));
+        let length = match bytes {
+            0 => usize::from(*length),
+            _ => rest[..bytes].iter().fold(0, |length, byte| length << 8 | usize::from(*byte)),
+        };
+        let (all, next) = der.split_at(2 + bytes + length);
+        found.push((*tag, &all[2 + bytes..], all));
+        der = next;
+    }
+    found
+}
+
+/// A certificate for `name` as programs make it for themselves that know no extensions: of version 1. And its private key.
+fn version_1(name: &str) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+    let sequence = |parts: &[&[u8]]| {
+        let contents = parts.concat();
+        let length = contents.len();
+        let header = match length {
+            0..0x80 => vec![0x30, u8::try_from(length).unwrap()],
+            0x80..0x100 => vec![0x30, 0x81, u8::try_from(length).unwrap()],
+            _ => vec![0x30, 0x82, u8::try_from(length >> 8).unwrap(), u8::try_from(length & 0xff).unwrap()],
+        };
+        [header, contents].concat()
+    };
+    let signed = elements(elements(own.der())[0].1);
+    // Without the version and the extensions. The signature no longer fits, which nobody looks at.
+    let kept: Vec<&[u8]> =
+        elements(signed[0].1).iter().filter(|one| ![0xa0, 0xa3].contains(&one.0)).map(|one| one.2).collect();
+    let certificate = sequence(&[&sequence(&kept), signed[1].2, signed[2].2]);
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
+    (pem, key.serialize_pem())
+}
+
+#[tokio::test]
+async fn a_server_with_a_certificate_that_it_made_itself_is_connected_to_as_libpq_does() {
+    let snakeoil = ["/etc/ssl/certs/ssl-cert-snakeoil.pem", "/etc/ssl/private/ssl-cert-snakeoil.key"];
+    let debian = snakeoil.map(std::fs::read_to_string);
+    let mut certificates = vec![("version 1", version_1("localhost"))];
+    match debian {
+        [Ok(certificate), Ok(key)] => certificates.push(("Debian's ssl-cert-snakeoil", (certificate, key))),
+        _ => eprintln!("SKIPPED: Debian's ssl-cert-snakeoil, which is not installed, or not for this user"),
+    }
+    for (what, (certificate, key)) in certificates {
+        for version in ["TLSv1.2", "TLSv1.3"] {
+            let server = start(Options {
+                settings: vec![
+                    ("ssl", "on".to_owned()),
+                    ("ssl_max_protocol_version", version.to_owned()),
+                    ("password_encryption", "scram-sha-256".to_owned()),
+                ],
+                hba: vec!["local all all trust", "hostssl all scram all scram-sha-256", "hostssl all all all trust"],
+                files: vec![("server.crt", certificate.clone()), ("server.key", key.clone())],
+                ..Options::default()
+            })
+            .await;
+            let socket = format!("host={} port={} user=postgres", server.socket_dir().display(), server.port());
+            open(&format!("{socket} dbname=postgres")).prepare().await.unwrap();
+            let admin = postgres::connect(&format!("{socket} dbname=postgres")).await;
+            admin.batch_execute("CREATE ROLE scram LOGIN SUPERUSER PASSWORD 'secret'").await.unwrap();
+            for (user, parameters, expected) in [
+                ("postgres", "", "tls"),
+                ("postgres", "?sslmode=prefer", "tls"),
+                ("postgres", "?sslmode=require", "tls"),
+                // The password is bound to the certificate.
+                ("scram:secret", "?sslmode=require&channel_binding=require", "tls"),
+            ] {
+                let url = format!("postgres://{user}@localhost:{}/postgres{parameters}", server.port());
+                let how = connects(&server, &database(&url)).await;
+                assert_eq!(how.as_deref(), Ok(expected), "{what}, {version}: {url}");
+            }
+            if what == "version 1" {
+                let verified = format!("postgres://postgres@localhost:{}/postgres?sslmode=verify-full", server.port());
+                let refused = connects(&server, &database(&verified)).await.unwrap_err();
+                assert!(refused.contains("certificate"), "{refused}");
+            }
         }
     }
 }

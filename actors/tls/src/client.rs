@@ -59,8 +59,9 @@ pub enum Trust {
 /// A client configuration that accepts the servers of `trust`, with a client certificate chain and private key (PEM) if
 /// `identity` names them. The files are read once.
 ///
-/// The server must always prove that it has the private key of its certificate. A certificate that is itself in the
-/// file is accepted although it is a CA's: a self-signed one is usually made like that.
+/// The server must always prove that it has the private key of its certificate, whatever version that has: SCRAM binds a
+/// password to the certificate. A certificate that is itself in the file is accepted although it is a CA's: a self-signed
+/// one is usually made like that.
 ///
 /// # Errors
 /// A file is missing, unreadable or contains nothing of its kind, or the key does not belong to the certificate.
@@ -175,7 +176,7 @@ impl ServerCertVerifier for TrustVerifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(message, &readable(cert), signed, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -184,12 +185,55 @@ impl ServerCertVerifier for TrustVerifier {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(message, &readable(cert), signed, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// The certificate as the library can read it, to verify a signature by its key. One of version 1, as programs make for
+/// themselves (Citus does), gets the number of version 3; its own signature, which nobody looks at here, no longer fits.
+fn readable<'c>(cert: &'c CertificateDer<'c>) -> CertificateDer<'c> {
+    with_version(cert).map_or_else(|| CertificateDer::from_slice(cert), CertificateDer::from)
+}
+
+/// Adds the version to a certificate of version 1, which has none; `None` if there is one, or if it is no certificate.
+fn with_version(der: &[u8]) -> Option<Vec<u8>> {
+    const SEQUENCE: u8 = 0x30;
+    const EXPLICIT_VERSION: u8 = 0xa0;
+    const VERSION_3: [u8; 5] = [EXPLICIT_VERSION, 3, 2, 1, 2];
+    let signed = element(der, SEQUENCE)?.0;
+    let (certificate, signature) = element(signed, SEQUENCE)?;
+    if element(certificate, EXPLICIT_VERSION).is_some() {
+        return None;
+    }
+    let sequence = |first: &[u8], second: &[u8]| {
+        let [high, low] = u16::try_from(first.len() + second.len()).ok()?.to_be_bytes();
+        let header = match (high, low) {
+            (0, ..0x80) => &[SEQUENCE, low][..],
+            (0, _) => &[SEQUENCE, 0x81, low],
+            _ => &[SEQUENCE, 0x82, high, low],
+        };
+        Some([header, first, second].concat())
+    };
+    sequence(&sequence(&VERSION_3, certificate)?, signature)
+}
+
+/// The contents of the DER element with this tag, and what follows it.
+fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (&first, rest) = der.split_first()?;
+    let (&length, rest) = rest.split_first()?;
+    let (length, rest) = match usize::from(length).checked_sub(0x80) {
+        None => (usize::from(length), rest),
+        Some(bytes @ 1..=2) => {
+            let (length, rest) = rest.split_at_checked(bytes)?;
+            (length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)), rest)
+        }
+        Some(_) => return None,
+    };
+    (first == tag).then_some(rest.split_at_checked(length)?)
 }
 
 /// TLS files of a client (PEM).
