@@ -285,6 +285,10 @@ def images(name, documents, wrong):
             image = container["image"]
             if not re.search(r"(@sha256:[0-9a-f]{64}|:[\w.-]*\d[\w.-]*)$", image):
                 wrong.say("images", f"{name}: {label(document)}", f"{image} is not pinned")
+            # .github/workflows/image.yml builds for one architecture.
+            node = template(document)["spec"].get("nodeSelector", {})
+            if "logweir" in image and (node.get("kubernetes.io/os"), node.get("kubernetes.io/arch")) != ("linux", "amd64"):
+                wrong.say("images", f"{name}: {label(document)}", "may be scheduled to a node that its image is not for")
 
 
 def probes(name, documents, wrong):
@@ -827,6 +831,12 @@ def delivery(deploy, node_modules, wrong):
         done = subprocess.run(command, input=json.dumps(workflows), capture_output=True, text=True, check=True)
         for found in json.loads(done.stdout):
             wrong.say("delivery", "actionlint", found)
+    renewed = yaml.safe_load((deploy.parent / ".github/dependabot.yml").read_text())["updates"]
+    renewed = {folder for of in renewed if of["package-ecosystem"].startswith("docker") for folder in of.get("directories", [of.get("directory")])}
+    for path in deploy.rglob("*.yaml"):
+        folder = f"/{path.parent.relative_to(deploy.parent)}"
+        if folder not in renewed and re.search(r"^ *image: (?!logweir\b)", path.read_text(), re.M):
+            wrong.say("delivery", "dependabot.yml", f"does not renew the images in {folder}")
     version = re.search(r'^version = "(.*)"', (REPOSITORY / "Cargo.toml").read_text(), re.M)[1]
     kubernetes = deploy / "kubernetes"
     tag = yaml.safe_load((kubernetes / "components/image/kustomization.yaml").read_text())["images"][0]["newTag"]
@@ -1023,6 +1033,7 @@ MUTATIONS = [
     ("privilege", "kubernetes/base/access.yaml", "[pods/portforward]", "[pods/portforward, secrets]"),
     ("limits", "kubernetes/base/processor.yaml", 'limits: { cpu: "2", memory: 1280Mi', 'limits: { memory: 1280Mi'),
     ("images", "kubernetes/base/redis.yaml", "redis:8.10.2-alpine", "redis:latest"),
+    ("images", "kubernetes/node-agent/node-agent.yaml", ", kubernetes.io/arch: amd64", ""),
     ("probes", "kubernetes/base/processor.yaml", "path: /readyz, port: admin", "path: /readyz, port: 9601"),
     ("probes", "kubernetes/base/gateway.yaml", "path: /livez", "path: /readyz"),
     ("selectors", "kubernetes/base/redis.yaml", "selector: { app.kubernetes.io/name: redis }", "selector: { app: redis }"),
@@ -1061,6 +1072,7 @@ MUTATIONS = [
     ("delivery", "../.github/workflows/ci.yml", "@11bd71901bbe5b1630ceea73d27597364c9af683 # v4.2.2", "@v4"),
     ("delivery", "../.github/workflows/release.yml", "needs.version.outputs.version", "needs.version.outputs.revision"),
     ("delivery", "../.github/workflows/image.yml", "    timeout-minutes: 90\n", ""),
+    ("delivery", "../.github/dependabot.yml", "      - /deploy/kubernetes/components/replica\n", ""),
     ("delivery", "../.github/workflows/binaries.yml", "runner: ubuntu-24.04-arm", "runner: ubuntu-latest"),
     ("delivery", "../.github/workflows/binaries.yml", "--profile dist", "--release"),
     ("delivery", "Dockerfile", "--profile dist", "--profile dist --features faults"),
