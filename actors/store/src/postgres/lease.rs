@@ -112,13 +112,16 @@ impl LeaseSession<'_> {
         }
     }
 
-    /// Runs a statement that gives a lane the sequence's next number, and returns that and the greatest one before.
+    /// Runs a statement that gives a lane the sequence's next number, and returns it: more than the greatest one before. That
+    /// is another statement, since Citus takes no subquery in this one.
     async fn number_lane(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
         let client = &self.connection.client;
         let table = self.home.table("logweir_lane").to_string();
         self.failed(client.execute(&self.home.sql(SEQUENCE_SQL), &[&table]).await)?;
+        let used_sql = self.home.sql("SELECT coalesce(max(lane_id), 0) FROM $home.logweir_lane");
+        let used: i32 = self.failed(client.query_one(&used_sql, &[]).await)?.get(0);
         let is_new = match client.query_opt(&self.home.sql(sql), parameters).await {
-            Ok(row) => row.is_none_or(|row| row.get::<_, i32>(0) > row.get::<_, i32>(1)),
+            Ok(row) => row.is_none_or(|row| row.get::<_, i32>(0) > used),
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => false,
             Err(error) => return self.failed(Err(error)),
         };
@@ -203,8 +206,7 @@ impl LeaseStatements for LeaseSession<'_> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
         self.number_lane(
             "INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited, digest) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (writer_id, lane) DO NOTHING \
-             RETURNING lane_id, coalesce((SELECT max(lane_id) FROM $home.logweir_lane), 0)",
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (writer_id, lane) DO NOTHING RETURNING lane_id",
             &[&writer, &i32::from(start.lane), &epoch, &seq, &records, &start.digest.as_bytes()],
         )
         .await
@@ -219,7 +221,7 @@ impl LeaseStatements for LeaseSession<'_> {
             &format!(
                 "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
                  digest = '', rows = 0, dead = 0, lost = 0{repeated} WHERE writer_id = $1 AND lane = $2 \
-                 RETURNING lane_id, (SELECT max(lane_id) FROM $home.logweir_lane)"
+                 RETURNING lane_id"
             ),
             &[&writer, &i32::from(start.lane), &seq, &records],
         )

@@ -150,6 +150,8 @@ pub(super) struct Logs {
     /// For the partitions: ` TABLESPACE …`, or nothing.
     pub(super) tablespace: String,
     pub(super) server_version: i32,
+    /// Tables can be distributed over other servers.
+    pub(super) has_citus: bool,
 }
 
 /// How `logs` is divided.
@@ -169,7 +171,8 @@ impl Logs {
         let row = client
             .query_opt(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
-                 s.spcname::text, current_setting('server_version_num')::integer \
+                 s.spcname::text, current_setting('server_version_num')::integer, \
+                 to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid \
                  LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
@@ -204,6 +207,7 @@ impl Logs {
             default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),
             tablespace: tablespace.map_or(String::new(), |name| format!(" TABLESPACE {}", quoted(&name))),
             server_version: row.get(7),
+            has_citus: row.get(8),
         })
     }
 

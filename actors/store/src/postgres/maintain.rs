@@ -290,9 +290,9 @@ impl Round<'_> {
             (Step::RetentionRows, Some(first_kept), None) => {
                 let late = mover::delete_expired(client, &logs, first_kept).await;
                 let rows = match &logs.default {
-                    Some(default) => delete_rows(client, default, first_kept).await,
+                    Some(default) => delete_rows(client, &logs, default, first_kept).await,
                     None if is_partitioned => Ok(()),
-                    None => delete_rows(client, &logs.table, first_kept).await,
+                    None => delete_rows(client, &logs, &logs.table, first_kept).await,
                 };
                 late.and(rows)
             }

@@ -63,15 +63,15 @@ impl Logs {
     ) -> Result<(), Error> {
         // Not INCLUDING ALL: ATTACH creates the indexes, and an identity column comes from the parent.
         let compression = if self.server_version >= 140_000 { " INCLUDING COMPRESSION" } else { "" };
-        let mut sql = format!(
+        let sql = format!(
             "CREATE TABLE {name} (LIKE {} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING GENERATED INCLUDING STORAGE \
              INCLUDING STATISTICS INCLUDING COMMENTS{compression}){}",
             self.table, self.tablespace
         );
-        for (constraint, _) in later {
-            sql.push_str(&format!("; ALTER TABLE {name} DROP CONSTRAINT {}", quoted(constraint)));
-        }
         client.batch_execute(&sql).await?;
+        for (constraint, _) in later {
+            client.batch_execute(&format!("ALTER TABLE {name} DROP CONSTRAINT {}", quoted(constraint))).await?;
+        }
         give_to_owner(client, name, &self.table).await
     }
 
@@ -235,7 +235,7 @@ pub(super) async fn make_partitions(
 /// The number of rows of `day` in the default partition, up to one more than can move, and its size in bytes.
 async fn in_default(client: &Client, default: &Relation, day: i64) -> Result<(i64, i64), StoreError> {
     let sql = format!(
-        "SELECT (SELECT count(*) FROM (SELECT FROM {default} WHERE ts >= $1 AND ts < $2 LIMIT {MOVED_ROWS_MAX} + 1) found), \
+        "SELECT (SELECT count(*) FROM (SELECT 1 FROM {default} WHERE ts >= $1 AND ts < $2 LIMIT {MOVED_ROWS_MAX} + 1) found), \
          (SELECT coalesce(sum(pg_relation_size(relid)), 0)::bigint FROM pg_partition_tree($3::text::regclass))"
     );
     let (from, to) = (Time(day * DAY_US), Time((day + 1) * DAY_US));
@@ -358,7 +358,8 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64, rows: i64) -> Re
             locked = Some(Instant::now());
             limit(client, locked).await?;
             let of_day = format!("ts >= '{from}' AND ts < '{to}'");
-            let found = client.query_one(&format!("SELECT EXISTS (SELECT FROM {default} WHERE {of_day})"), &[]).await?;
+            let found =
+                client.query_one(&format!("SELECT EXISTS (SELECT 1 FROM {default} WHERE {of_day})"), &[]).await?;
             // A DELETE that finds nothing still needs a replica identity if the table is published.
             if found.get(0) {
                 let columns = logs.columns(client).await?;
@@ -404,20 +405,24 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
             continue;
         }
         let what = format!("dropping partition {relation}");
-        let drop_it = async |limits: Limits, sql: String| {
+        let drop_it = async |limits: Limits, statements: &[String]| {
             in_transaction_with(limits, client, &what, async {
                 // First, since lanes wait for what locks `logs`.
                 let counted = delete_counters_of(client, logs, (*from_us, *to_us)).await?;
-                client.batch_execute(&sql).await?;
+                // Each alone: Citus passes no string of several to its workers.
+                for sql in statements {
+                    client.batch_execute(sql).await?;
+                }
                 Ok(counted)
             })
             .await
         };
+        let drop = format!("DROP TABLE {relation}");
         let dropped = match is_referred_to {
-            false => drop_it(LIMITS, format!("DROP TABLE {relation}")).await,
+            false => drop_it(LIMITS, &[drop]).await,
             true => {
-                let detach = format!("ALTER TABLE {} DETACH PARTITION {relation}; DROP TABLE {relation}", logs.table);
-                drop_it(DETACH_LIMITS, detach).await
+                let detach = format!("ALTER TABLE {} DETACH PARTITION {relation}", logs.table);
+                drop_it(DETACH_LIMITS, &[detach, drop]).await
             }
         };
         match dropped {

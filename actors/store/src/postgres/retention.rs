@@ -101,9 +101,14 @@ pub(super) async fn uncount(client: &Client, logs: &Logs, gone: &[Uncounted]) ->
 }
 
 /// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.
-pub(super) async fn delete_rows(client: &Client, table: &Relation, first_kept: i64) -> Result<(), StoreError> {
+pub(super) async fn delete_rows(
+    client: &Client,
+    logs: &Logs,
+    table: &Relation,
+    first_kept: i64,
+) -> Result<(), StoreError> {
     let until = Instant::now() + DELETE_FOR;
-    delete_range(client, (table, "ts", "logs"), (i64::MIN, first_kept * DAY_US), until).await
+    delete_range(client, logs.has_citus, (table, "ts", "logs"), (i64::MIN, first_kept * DAY_US), until).await
 }
 
 /// Deletes the counters of days before `first_kept` of which no record is left: a partition can have stayed, because it
@@ -113,7 +118,7 @@ pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i6
     let until = Instant::now() + DELETE_FOR;
     let counters = logs.beside("log_volume");
     let next = format!("SELECT min(minute) FROM {counters} WHERE minute >= $1 AND minute < $2");
-    let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.all("ts"));
+    let found = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE ts >= $1 AND ts < $2)", logs.all("ts"));
     let end_us = first_kept * DAY_US;
     let mut from_us = i64::MIN;
     while Instant::now() < until {
@@ -124,7 +129,7 @@ pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i6
         let (from, to) = (Time(day_us.0), Time(day_us.1));
         let has_records = in_transaction(client, WHAT, async { client.query_one(&found, &[&from, &to]).await }).await?;
         if !has_records.get::<_, bool>(0) {
-            delete_range(client, (&counters, "minute", "log_volume"), day_us, until).await?;
+            delete_range(client, logs.has_citus, (&counters, "minute", "log_volume"), day_us, until).await?;
         }
         from_us = day_us.1;
     }
@@ -133,8 +138,12 @@ pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i6
 
 /// Deletes the rows of a table whose `column` is in a range, a bounded number at a time, and counts them for `label`.
 /// What is left at `until` is left to the next round.
+///
+/// A piece is a list of rows by their place (`ctid`). Of a table that is distributed by Citus, which has no such places, it
+/// is what was logged up to a time: as many rows of one moment as there are go at once.
 async fn delete_range(
     client: &Client,
+    by_time: bool,
     (table, column, label): (&Relation, &str, &'static str),
     (from_us, to_us): (i64, i64),
     until: Instant,
@@ -142,13 +151,21 @@ async fn delete_range(
     let what = format!("deleting expired rows from {table}");
     let (from, to) = (Time(from_us), Time(to_us));
     let expired = format!("FROM {table} WHERE {column} >= $1 AND {column} < $2");
-    let sql = format!("DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {expired} LIMIT {DELETE_ROWS}))");
-    let found = format!("SELECT EXISTS (SELECT {expired})");
+    let by_place = format!("DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {expired} LIMIT {DELETE_ROWS}))");
+    let found = format!("SELECT EXISTS (SELECT 1 {expired})");
+    let up_to = format!("DELETE FROM {table} WHERE {column} >= $1 AND {column} <= $2");
+    let last = format!("SELECT max({column}) FROM (SELECT {column} {expired} ORDER BY 1 LIMIT {DELETE_ROWS}) piece");
     loop {
         let deleted = in_transaction(client, &what, async {
+            if by_time {
+                return match client.query_one(&last, &[&from, &to]).await?.get::<_, Option<Time>>(0) {
+                    Some(last) => client.execute(&up_to, &[&from, &last]).await,
+                    None => Ok(0),
+                };
+            }
             // A DELETE that finds nothing still needs a replica identity if the table is published.
             match client.query_one(&found, &[&from, &to]).await?.get(0) {
-                true => client.execute(&sql, &[&from, &to]).await,
+                true => client.execute(&by_place, &[&from, &to]).await,
                 false => Ok(0),
             }
         })

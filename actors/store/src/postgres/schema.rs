@@ -420,7 +420,7 @@ async fn check_identity(client: &Client, found: &Found, plan: &Plan) -> Result<(
     {
         let name = &table.name;
         let rows: bool = client
-            .query_one(&format!("SELECT EXISTS (SELECT FROM {table})"), &[])
+            .query_one(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), &[])
             .await
             .map_err(failed("looking for records"))?
             .get(0);

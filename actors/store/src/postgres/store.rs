@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logweir_engine::journal::LaneId;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, IsolationLevel, Row};
 use uuid::Uuid;
 
 use super::access::UrlKey;
@@ -216,22 +216,29 @@ impl LogStore for PostgresStore {
     }
 
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
-        let (admin, home) = self.admin().await?;
+        let (mut admin, home) = self.admin().await?;
         let (first, end) = (row.lane_id << ORDINAL_BITS, (row.lane_id + 1) << ORDINAL_BITS);
         let logs = Logs::read(&admin.client, &home).await?.all("id");
-        let sql = format!(
-            "SELECT count(*), count(DISTINCT id), \
-             (SELECT count(*) FROM $home.logweir_dead_letter WHERE id >= $1 AND id < $2), \
-             (SELECT coalesce(sum(records), 0)::bigint FROM $home.logweir_replayed WHERE lane_id = $3) \
-             FROM {logs} WHERE id >= $1 AND id < $2"
-        );
-        let counted = admin
-            .client
-            .query_one(&home.sql(&sql), &[&first, &end, &i32::try_from(row.lane_id).unwrap_or(i32::MAX)])
-            .await
-            .map_err(failed("counting rows"))?;
-        let count = |column| counted.get::<_, i64>(column).cast_unsigned();
-        Ok(StoredCount { rows: count(0), distinct: count(1), dead_letters: count(2), replayed: count(3) })
+        // Three statements of one snapshot: Citus counts no other table in the same one.
+        let rows = format!("SELECT count(*), count(DISTINCT id) FROM {logs} WHERE id >= $1 AND id < $2");
+        let dead = "SELECT count(*) FROM $home.logweir_dead_letter WHERE id >= $1 AND id < $2";
+        let replayed = "SELECT coalesce(sum(records), 0)::bigint FROM $home.logweir_replayed WHERE lane_id = $1";
+        let counting = async {
+            let snapshot = admin.client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
+            let snapshot = snapshot.read_only(true).start().await?;
+            let counted = snapshot.query_one(&rows, &[&first, &end]).await?;
+            let dead = snapshot.query_one(&home.sql(dead), &[&first, &end]).await?;
+            let lane_id = i32::try_from(row.lane_id).unwrap_or(i32::MAX);
+            let replayed = snapshot.query_one(&home.sql(replayed), &[&lane_id]).await?;
+            let count = |row: &Row, column| row.get::<_, i64>(column).cast_unsigned();
+            Ok(StoredCount {
+                rows: count(&counted, 0),
+                distinct: count(&counted, 1),
+                dead_letters: count(&dead, 0),
+                replayed: count(&replayed, 0),
+            })
+        };
+        counting.await.map_err(failed("counting rows"))
     }
 
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
