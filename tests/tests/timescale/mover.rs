@@ -232,6 +232,11 @@ fn a_chunk_that_is_frozen_keeps_its_records_and_counters_and_gets_no_more() {
     on_timescale("frozen", &[], |s| {
         start(s);
         super::store_days_ago(s.server(), "s", &[0, 4, 6]);
+        s.set("database.late_after_days", 2);
+        maintain_again(s);
+        // What waits for it expires, and its counter, too.
+        super::store_days_ago(s.server(), "s", &[6]);
+        assert_eq!(number(&s.store, LATE), 1);
         let freeze =
             "SELECT _timescaledb_functions.freeze_chunk(c) FROM show_chunks('logs', older_than => interval '5 days') c";
         s.postgres().execute(freeze);
@@ -240,8 +245,8 @@ fn a_chunk_that_is_frozen_keeps_its_records_and_counters_and_gets_no_more() {
         for _ in 0..2 {
             assert_eq!(rounds.run("retention_partitions"), None);
         }
-        let counted = "SELECT sum(records) FROM log_volume";
-        assert_eq!((number(&s.store, "SELECT count(*) FROM logs"), number(&s.store, counted)), (2, 2));
+        let counted = number(&s.store, "SELECT sum(records) FROM log_volume");
+        assert_eq!((number(&s.store, "SELECT count(*) FROM logs"), number(&s.store, LATE), counted), (2, 0, 2));
         let dropped =
             "SELECT count(*) FROM logs WHERE ts BETWEEN now() - interval '5 days' AND now() - interval '2 days'";
         assert_eq!(number(&s.store, dropped), 0, "the other one was dropped");
@@ -276,8 +281,15 @@ fn a_chunk_expires_together_with_what_waits_for_it() {
         // The counters of these are the same minute's.
         super::store_days_ago(s.server(), "s", &[6, 6, 5]);
         assert_eq!((found(s.server(), "service:s"), number(&s.store, LATE)), (5, 3));
+        // As a record that comes in after those that wait were deleted, and before the chunk is.
+        s.postgres().execute(
+            "CREATE FUNCTION one_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             INSERT INTO logweir_late SELECT 7, now() - interval '6 days', 9, 's', 'h', 'm', NULL; RETURN NULL; END $$; \
+             CREATE TRIGGER one_more AFTER UPDATE ON log_volume FOR EACH STATEMENT EXECUTE FUNCTION one_more()",
+        );
         s.set("database.retention_days", 5);
         maintain_again(s);
+        assert_eq!(s.server().metric("logweir_store_retention_deleted_rows_total", "table=\"logs\""), 3.0);
         for name in ["retention_partitions", "retention_rows", "retention_counters", "late_records"] {
             assert_eq!(step(s.server(), name), None);
         }
