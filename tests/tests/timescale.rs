@@ -392,6 +392,250 @@ fn the_extension_may_be_in_a_schema_of_its_own() {
     });
 }
 
+/// Makes a role with the printed privileges, and returns the URL by which it connects.
+fn role(s: &Scenario, name: &str, purpose: &str) -> String {
+    s.postgres().execute(&format!("CREATE ROLE {name} LOGIN"));
+    grant(s, name, purpose);
+    s.settings["database.url"].replace("postgres@", &format!("{name}@"))
+}
+
+fn grant(s: &Scenario, name: &str, purpose: &str) {
+    let output = s.run(&["database", "grants", "--role", name, "--for", purpose]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    s.postgres().execute(&String::from_utf8(output.stdout).unwrap());
+}
+
+/// Rows of `table` that a role sees.
+fn seen_by(url: &str, table: &str) -> i64 {
+    number(&Store::Postgres(url.to_owned()), &format!("SELECT count(*) FROM {table}"))
+}
+
+/// Late records and fresh ones, two of each.
+fn late_and_fresh(service: &str) -> String {
+    lines(service, [now_us(), now_us(), now_us() - 100 * DAY_US, now_us() - 200 * DAY_US])
+}
+
+const LATE: &str = "SELECT count(*) FROM logweir_late";
+const IN_LOGS: &str = "SELECT count(*) FROM logs";
+
+#[test]
+fn row_security_of_the_records_holds_for_late_ones() {
+    on_timescale("row security", &[], |s| {
+        // Not with compression: TimescaleDB refuses both.
+        s.set("database.compress_after_days", 0);
+        start(s);
+        let tenant = role(s, "tenant", "reading");
+        // An upgrade: the table is made beside policies that are there.
+        s.stop();
+        s.postgres().execute(
+            "DROP TABLE logweir_late; \
+             CREATE POLICY own ON logs FOR SELECT TO tenant USING (EXISTS (SELECT FROM (VALUES ('a')) own (service) \
+             WHERE own.service = logs.service)); ALTER TABLE logs ENABLE ROW LEVEL SECURITY",
+        );
+        s.set("database.read_url", &tenant);
+        start(s);
+        assert_eq!(step(s.server(), "late_table"), None);
+        for service in ["a", "b"] {
+            post(s.server(), "committed", &late_and_fresh(service));
+        }
+        assert_eq!((number(&s.store, LATE), number(&s.store, IN_LOGS)), (4, 4));
+        for (table, rows) in [("logs", 2), ("logweir_late", 2), ("logweir_logs()", 4)] {
+            assert_eq!(seen_by(&tenant, table), rows, "{table}");
+        }
+        assert_eq!((found(s.server(), "*"), found(s.server(), "service:b")), (4, 0));
+
+        // While they differ, late records go where they are protected, and nobody gets what he may not see.
+        s.postgres().execute("ALTER POLICY own ON logweir_late USING (true)");
+        post(s.server(), "committed", &late_and_fresh("b"));
+        assert_eq!((number(&s.store, LATE), number(&s.store, IN_LOGS)), (4, 8));
+        let refused = s.server().data("/api/v1/query?query=*&start=-300d").unwrap();
+        assert!(refused.status != 200 && refused.body.contains("row security"), "{}", refused.body);
+        maintain_again(s);
+        assert!(step(s.server(), "late_table").unwrap().contains("row security"), "it is told");
+        // What the message says.
+        s.postgres().execute(
+            "DROP POLICY own ON logweir_late; ALTER TABLE logweir_late DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY",
+        );
+        maintain_again(s);
+        assert_eq!(step(s.server(), "late_table"), None);
+        post(s.server(), "committed", &late_and_fresh("b"));
+        assert_eq!(number(&s.store, LATE), 2, "those before have moved to the chunks that were made meanwhile");
+        assert_eq!((found(s.server(), "*"), found(s.server(), "service:b")), (4, 0));
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn something_else_with_the_name_of_the_table_for_late_records_is_not_used() {
+    let others = [
+        "CREATE TABLE logweir_late AS SELECT 1::bigint AS id, now() AS ts, 9::smallint AS severity, 's' AS service, 'h' AS host, \
+         'not logweir' AS message, NULL::jsonb AS attributes, now() AS stored_at",
+        "CREATE INDEX logweir_late ON logs (service)",
+        "CREATE VIEW logweir_late AS SELECT * FROM logs",
+        "CREATE SEQUENCE logweir_late",
+    ];
+    on_timescale("foreign table", &[], |s| {
+        start(s);
+        s.stop();
+        s.postgres().execute("DROP TABLE logweir_late");
+        for (nth, other) in others.into_iter().enumerate() {
+            s.postgres().execute(other);
+            start(s);
+            assert!(step(s.server(), "late_table").expect(other).contains("did not make"), "{other}");
+            post(s.server(), "committed", &late_and_fresh("s"));
+            assert_eq!(found(s.server(), "*"), 4 * (nth + 1), "{other}");
+            assert_eq!(number(&s.store, "SELECT count(*) FROM logweir_logs()"), 4 * (nth as i64 + 1), "{other}");
+            let hits = s.server().data("/api/v1/hits?query=m&start=-300d&step=1d").unwrap();
+            assert_eq!(hits.status, 200, "{}", hits.body);
+            s.stop();
+            let verified = s.run(&["verify"]);
+            assert!(verified.status.success(), "{other}: {}", String::from_utf8_lossy(&verified.stdout));
+            let kind = other.split(' ').nth(1).unwrap();
+            if kind == "TABLE" {
+                assert_eq!(number(&s.store, LATE), 1, "nothing was moved or deleted");
+            }
+            s.postgres().execute(&format!("DROP {kind} logweir_late"));
+        }
+        start(s);
+        assert_eq!(step(s.server(), "late_table"), None, "logweir makes its own");
+        post(s.server(), "committed", &late_and_fresh("s"));
+        assert_eq!((number(&s.store, LATE), found(s.server(), "*")), (2, 20));
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn columns_that_an_operator_adds_do_not_concern_late_records() {
+    on_timescale("identity", &[], |s| {
+        // TimescaleDB adds no such column to what is compressed.
+        s.set("database.compress_after_days", 0);
+        start(s);
+        s.stop();
+        s.postgres().execute("DROP TABLE logweir_late; ALTER TABLE logs ADD n bigint GENERATED ALWAYS AS IDENTITY");
+        start(s);
+        post(s.server(), "committed", &late_and_fresh("s"));
+        assert_eq!((number(&s.store, LATE), number(&s.store, "SELECT count(*) FROM logweir_dead_letter")), (2, 0));
+        // The chunks of their days: they move.
+        s.postgres().execute(
+            "INSERT INTO logs (id, ts, severity, service, host, message) SELECT 1, ts, 9, 's', 'h', 'first' FROM logweir_late",
+        );
+        s.wait("the move", |s| {
+            let _ = s.run(&["database", "prepare"]);
+            number(&s.store, LATE) == 0
+        });
+        assert_eq!(found(s.server(), "m"), 4);
+    });
+}
+
+#[test]
+fn the_table_for_late_records_may_come_and_go_while_lanes_are_open() {
+    on_timescale("comes and goes", &[], |s| {
+        let owner = s.settings["database.url"].clone();
+        start(s);
+        s.stop();
+        s.postgres().execute("DROP TABLE logweir_late; REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+        let app = role(s, "app", "storing");
+        s.set("database.url", &app);
+        s.start();
+        assert!(step(s.server(), "late_table").unwrap().contains("42501"), "it is told");
+        post(s.server(), "committed", &late_and_fresh("without"));
+        assert_eq!((number(&s.store, IN_LOGS), found(s.server(), "service:without")), (4, 4));
+        let warnings = s.server().log_text().matches("no table for records far from the present").count();
+        assert_eq!(warnings, 1, "once, not by each lane");
+
+        s.set("database.url", &owner);
+        let made = s.run(&["database", "prepare"]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        post(s.server(), "committed", &late_and_fresh("with"));
+        // The same lanes: logweir_late has the privileges of logs.
+        assert_eq!((number(&s.store, LATE), found(s.server(), "service:with")), (2, 4));
+        s.postgres().execute("DROP TABLE logweir_late");
+        post(s.server(), "committed", &late_and_fresh("again"));
+        assert_eq!(
+            (number(&s.store, "SELECT count(*) FROM logs WHERE service = 'again'"), found(s.server(), "*")),
+            (4, 10)
+        );
+    });
+}
+
+#[test]
+fn a_role_with_the_printed_privileges_maintains_an_extension_in_a_schema_of_its_own() {
+    on_timescale("privileges", &[], |s| {
+        s.postgres().execute(
+            "CREATE SCHEMA ext; CREATE EXTENSION timescaledb SCHEMA ext; REVOKE ALL ON SCHEMA public FROM PUBLIC; \
+             REVOKE ALL ON DATABASE postgres FROM PUBLIC; ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+        );
+        start(s);
+        post(s.server(), "committed", &lines("s", [now_us(), now_us() - DAY_US, now_us() - 2 * DAY_US]));
+        post(s.server(), "committed", &lines("s", [now_us() - 100 * DAY_US, now_us() - 6 * DAY_US]));
+        s.stop();
+        let (keeper, reader) = (role(s, "keeper", "maintenance"), role(s, "reader", "reading"));
+        s.set("database.url", &keeper);
+        s.set("database.read_url", &reader);
+        s.set("database.retention_days", 5);
+        start(s);
+        for name in ["policies", "retention_partitions", "retention_rows", "late_table", "late_records", "view"] {
+            assert_eq!(step(s.server(), name), None, "{name}");
+        }
+        assert_eq!((found(s.server(), "*"), number(&s.store, "SELECT sum(records) FROM log_volume")), (3, 3));
+        post(s.server(), "committed", &lines("s", [now_us() + 3 * DAY_US]));
+        assert_eq!((found(s.server(), "*"), seen_by(&reader, "public.logweir_logs()")), (4, 4));
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn late_records_keep_their_counters_when_logs_is_dropped() {
+    on_timescale("drop logs", &[], |s| {
+        start(s);
+        post(s.server(), "committed", &late_and_fresh("s"));
+        s.postgres().execute("DROP TABLE logs");
+        post(s.server(), "committed", &late_and_fresh("s"));
+        let counted = number(&s.store, "SELECT sum(records) FROM log_volume");
+        assert_eq!((number(&s.store, LATE), number(&s.store, IN_LOGS), counted), (4, 2, 6));
+        let minutes = "SELECT count(*) FROM log_volume v WHERE records <> (SELECT count(*) FROM logweir_logs() l \
+            WHERE date_bin('1 minute', l.ts, '2000-01-01 00:00Z') = v.minute AND l.service = v.service)";
+        maintain_again(s);
+        assert_eq!(number(&s.store, minutes), 0);
+    });
+}
+
+#[test]
+fn pages_and_counts_of_compressed_days_have_late_records() {
+    let settings = [("log_statement", "all")];
+    on_timescale("late pages", &settings, |s| {
+        start(s);
+        s.postgres().execute(
+            "INSERT INTO logs SELECT n, date_trunc('day', now()) - interval '10 days' + n * interval '4 s', 9, \
+             's' || n % 5, 'h', 'm', NULL FROM generate_series(1, 20000) n; \
+             INSERT INTO logweir_late SELECT 1000000 + n, date_trunc('day', now()) - interval '10 days' + n * interval '7000 s', \
+             13, 's0', 'h', 'late', NULL FROM generate_series(1, 10) n",
+        );
+        s.postgres()
+            .execute("SELECT compress_chunk(c, true) FROM show_chunks('logs', older_than => interval '8 days') c");
+        let path = "/api/v1/query?query=*&start=-20d&limit=3000";
+        let page = s.server().data(path).unwrap().json()["records"].as_array().unwrap().clone();
+        let times: Vec<&str> = page.iter().map(|record| record["ts"].as_str().unwrap()).collect();
+        assert!(page.len() == 3_000 && times.is_sorted_by(|one, next| one >= next), "{times:?}");
+        assert!(
+            page.iter().filter(|record| record["message"] == "late").count() > 0,
+            "a page has records of both tables"
+        );
+        let of = |server: &Server, path: &str| server.data(path).unwrap().json();
+        for (query, total) in [("host:h", 20_010), ("host:h severity>=warn", 10), ("late", 10), ("host:other", 0)] {
+            let query = query.replace(' ', "%20").replace(">=", "%3E%3D");
+            let hits = of(s.server(), &format!("/api/v1/hits?query={query}&start=-20d&step=1d"));
+            assert_eq!(hits["total"], total, "{query}: {hits}");
+        }
+        let log = s.postgres().log_text();
+        let counts = log.lines().filter(|line| line.contains("SELECT date_bin(") && line.contains("logs"));
+        assert!(
+            counts.clone().count() > 0 && !counts.clone().any(|line| line.contains("UNION ALL")),
+            "one table at a time"
+        );
+    });
+}
+
 #[test]
 fn the_first_page_of_a_compressed_day_sorts_nothing() {
     on_timescale("first page", &[], |s| {
