@@ -55,6 +55,7 @@
 //!   timescale        TimescaleDB: whether it is there, how its functions are called
 //!   lane_row         reads the rows of lanes and writers
 //!   logs             the table of records as it is, and the one for late records beside it
+//!   view             a function by which other programs read all records
 //!   retention        deletes rows that have expired, and counters
 //!   moving           rows from the default partition to a new one, seen by subscribers
 //!   partition        daily partitions, replica identities
@@ -69,7 +70,6 @@
 //!     letter         makes dead letters of those that the table refuses
 //!     moving         a round of moving
 //!     expire         deletes those that have expired
-//!   view             a function by which other programs read all records
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs: compression, and whether they work
 //!   clock            the trusted time in the database

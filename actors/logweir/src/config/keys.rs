@@ -415,7 +415,7 @@ pub static KEYS: &[Key] = &[
         "database.late_after_days",
         "7",
         number(U32(|c| &mut c.database.late_after_days), Days, 1, 36_500),
-        "TimescaleDB only: a record this old (or as old as what is compressed) goes to table logweir_late first, and from there into the chunk of its day",
+        "TimescaleDB only: a record this old (or as old as what is compressed) goes to table logweir_late first, and moves to table logs if its day has a chunk or many such records",
     ),
     key(
         "database.early_after_days",

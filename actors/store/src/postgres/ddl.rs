@@ -107,6 +107,16 @@ pub(super) async fn transaction<T, E: From<Error>>(
     done
 }
 
+/// Runs statements in the open transaction, which goes on if they fail; returns whether they succeeded.
+pub(super) async fn optional(client: &Client, sql: &str) -> Result<bool, Error> {
+    client.batch_execute("SAVEPOINT optional").await?;
+    let done = client.batch_execute(sql).await;
+    if done.is_err() {
+        client.batch_execute("ROLLBACK TO optional").await?;
+    }
+    Ok(done.is_ok())
+}
+
 /// Classifies an error of a statement that changes tables, and adds what to do.
 pub(super) fn ddl_failure(what: &str, error: &Error) -> StoreError {
     let to_do = error.code().map_or("", |code| to_do(code.code(), &describe(error)));

@@ -15,9 +15,10 @@
 
 use tokio_postgres::{Client, Error};
 
-use super::ddl::{Relation, ddl_failure, give_to_owner, in_transaction};
+use super::ddl::{Relation, ddl_failure, give_to_owner, in_transaction, optional};
 use super::home::Home;
 use super::logs::{LATE, Late, Logs, find_late};
+use super::view;
 use crate::error::StoreError;
 
 /// Creates the table `$late`. `stored_at` tells the mover how long a record has waited. What the mover leaves behind is
@@ -51,6 +52,10 @@ pub(super) async fn make(client: &Client, logs: &Logs) -> Result<(), StoreError>
     // Before anybody may read it.
     protect(client, &late, logs).await.map_err(failed)?;
     grant_like(client, &late, logs).await.map_err(failed)?;
+    if let Ok(Some(sql)) = view::change_sql(client, &logs.table, true).await {
+        // If not, maintenance says why.
+        optional(client, &sql).await.map_err(failed)?;
+    }
     let made = find_late(client, Some(&late.schema)).await.map_err(failed)?;
     match made.late() {
         Some(made) if made.is_protected_alike => Ok(()),

@@ -107,7 +107,7 @@ const STEPS: [(Step, &str); 15] = [
     (Step::IdempotencyKeys, "idempotency_keys"),
     (Step::LateTable, "late_table"),
     (Step::LateRecords, "late_records"),
-    (Step::View, "view"),
+    (Step::View, "logweir_logs"),
     (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
 ];
@@ -301,7 +301,7 @@ impl Round<'_> {
             (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
             (Step::LateTable, _, Some(_)) => schema::keep_late(client, home, &logs).await,
-            (Step::View, ..) => view::keep(client, home, &logs).await,
+            (Step::View, ..) => view::keep(client, &logs).await,
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
                 let now_us = database_us(client).await?;
                 let window = Window::at(now_us, self.settings.reach);

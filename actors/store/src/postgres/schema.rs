@@ -15,8 +15,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Error};
 
-use super::connect::{Connector, describe, failed, within};
-use super::ddl::{Relation, begin, ddl_failure, give_to_owner};
+use super::connect::{Connector, failed, within};
+use super::ddl::{Relation, begin, ddl_failure, give_to_owner, optional, quoted};
 use super::home::{Home, IDENTITY, KnownHome};
 use super::idempotency;
 use super::logs::{Beside, COLUMNS, Logs, find_late};
@@ -376,6 +376,7 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
         // The time is trusted before the first record can have a wrong one.
         client.batch_execute(&clock::begin_sql(wall_us())).await.map_err(failed)?;
         client.batch_execute(&idempotency::create_sql()).await.map_err(failed)?;
+        optional(client, &view::create_sql(&quoted(&plan.schema), false)).await.map_err(failed)?;
     } else if !plan.tables.is_empty() {
         tracing::warn!(
             tables = plan.tables.join(", "),
@@ -494,18 +495,6 @@ pub(super) async fn product(client: &Client, home: &Home) -> Result<(&'static st
             ("PostgreSQL", format!("{postgres} (TimescaleDB {version} is not used: table logs has daily partitions)"))
         }
     })
-}
-
-/// Runs a statement in the open transaction, which goes on if it fails; returns why it failed.
-async fn optional(client: &Client, sql: &str) -> Result<Option<String>, Error> {
-    client.batch_execute("SAVEPOINT optional").await?;
-    match client.batch_execute(sql).await {
-        Ok(()) => Ok(None),
-        Err(error) => {
-            client.batch_execute("ROLLBACK TO optional").await?;
-            Ok(Some(describe(&error)))
-        }
-    }
 }
 
 /// The statements that create every table, for administrators who want to run them themselves.

@@ -9,7 +9,6 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::{Relation, in_transaction, other_owner, quoted};
-use super::home::Home;
 use super::logs::{COLUMN_NAMES, COLUMNS, LATE, Logs};
 use crate::error::StoreError;
 
@@ -20,7 +19,7 @@ pub(super) const FUNCTION: &str = "logweir_logs";
 const MARK: &str = "/* made by logweir */";
 
 /// The statement that creates it. The schema is a parameter of the text, quoted.
-fn create_sql(schema: &str, has_late: bool) -> String {
+pub(super) fn create_sql(schema: &str, has_late: bool) -> String {
     let columns: Vec<String> = COLUMNS.iter().map(|(name, _, kind)| format!("{name} {kind}")).collect();
     format!(
         "CREATE OR REPLACE FUNCTION {schema}.{FUNCTION}() RETURNS TABLE ({}) LANGUAGE sql STABLE PARALLEL SAFE \
@@ -47,35 +46,49 @@ pub(super) fn create_sql_here(has_late: bool) -> String {
     )
 }
 
-/// Creates it, or changes it to what the tables are now.
-pub(super) async fn keep(client: &Client, home: &Home, logs: &Logs) -> Result<(), StoreError> {
+/// The statements that create it, or change it to what the tables are; `None` if it is so already.
+///
+/// # Errors
+/// It is not logweir's.
+pub(super) async fn change_sql(client: &Client, logs: &Relation, has_late: bool) -> Result<Option<String>, StoreError> {
     const SOURCE: &str = "SELECT p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
         WHERE n.nspname = $1 AND p.proname = $2 AND p.pronargs = 0";
-    let schema = quoted(home.name());
-    let has_late = logs.late.is_some();
-    let found = client
-        .query_opt(SOURCE, &[&home.name(), &FUNCTION])
-        .await
-        .map_err(failed("looking for the function logweir_logs"))?;
+    let looking = failed("looking for the function logweir_logs");
+    let schema = quoted(&logs.schema);
+    let found = client.query_opt(SOURCE, &[&logs.schema, &FUNCTION]).await.map_err(&looking)?;
+    let create = create_sql(&schema, has_late);
     match found.as_ref().map(|row| row.get::<_, &str>(0)) {
-        Some(found) if found == source(&schema, has_late) => return Ok(()),
-        Some(found) if !found.starts_with(MARK) => {
-            return Err(StoreError::Systemic(format!(
-                "the function {schema}.{FUNCTION}() is not logweir's, and stays as it is: rename it; logweir then creates its own, \
-                 by which other programs read all records"
-            )));
+        None => {
+            let owner = other_owner(client, logs).await.map_err(&looking)?;
+            let give = |owner: String| format!("; ALTER FUNCTION {schema}.{FUNCTION}() OWNER TO {}", quoted(&owner));
+            Ok(Some(create + &owner.map(give).unwrap_or_default()))
         }
-        _ => {}
+        Some(found) if found == source(&schema, has_late) => Ok(None),
+        Some(found) if found.starts_with(MARK) => Ok(Some(create)),
+        Some(_) => Err(StoreError::Systemic(format!(
+            "the function {schema}.{FUNCTION}() is not logweir's, and stays as it is: rename it; logweir then creates its own, by \
+             which other programs read all records"
+        ))),
     }
-    let name = Relation { schema: home.name().to_owned(), name: FUNCTION.to_owned() };
-    in_transaction(client, "creating the function logweir_logs", async {
-        client.batch_execute(&create_sql(&schema, has_late)).await?;
-        match other_owner(client, &logs.table).await? {
-            Some(owner) if found.is_none() => {
-                client.batch_execute(&format!("ALTER FUNCTION {name}() OWNER TO {}", quoted(&owner))).await
-            }
-            _ => Ok(()),
-        }
-    })
-    .await
+}
+
+/// Keeps it to what the tables are.
+pub(super) async fn keep(client: &Client, logs: &Logs) -> Result<(), StoreError> {
+    match change_sql(client, &logs.table, logs.late.is_some()).await? {
+        None => Ok(()),
+        Some(sql) => in_transaction(client, "creating the function logweir_logs", client.batch_execute(&sql)).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_function_has_all_columns_of_the_tables_that_are_there() {
+        let one = create_sql("\"s\"", false);
+        assert!(one.contains("\"s\".logweir_logs() RETURNS TABLE (id bigint, ts timestamp with time zone,"), "{one}");
+        assert!(one.contains("FROM \"s\".logs$") && !one.contains("UNION"), "{one}");
+        assert!(create_sql("\"s\"", true).contains(" FROM \"s\".logweir_late$"));
+    }
 }
