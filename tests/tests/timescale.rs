@@ -17,6 +17,8 @@ use logweir_tests::store::Store;
 
 #[path = "timescale/mover.rs"]
 mod mover;
+#[path = "timescale/policies.rs"]
+mod policies;
 #[path = "timescale/update.rs"]
 mod update;
 
@@ -665,30 +667,6 @@ fn pages_and_counts_of_compressed_days_have_late_records() {
 }
 
 #[test]
-fn the_first_page_of_a_compressed_day_sorts_nothing() {
-    on_timescale("first page", &[], |s| {
-        start(s);
-        s.postgres().execute(
-            "INSERT INTO logs SELECT n, date_trunc('day', now()) - interval '10 days' + n * interval '1 s', 9, \
-             's' || n % 5, 'h', 'm', NULL FROM generate_series(1, 50000) n",
-        );
-        maintain_again(s);
-        s.postgres().execute("SELECT compress_chunk(c) FROM show_chunks('logs', older_than => interval '8 days') c");
-        s.postgres().execute("ANALYZE logs");
-        let plan = s.store.rows(
-            "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT id, ts, message FROM logs \
-             WHERE ts >= now() - interval '20 days' AND ts < now() ORDER BY ts DESC, id DESC LIMIT 100",
-        );
-        let plan = plan.unwrap().concat().join("\n");
-        let rows = |part: &str| part.split([' ', ')']).next()?.parse::<u64>().ok();
-        let read = plan.split("(actual rows=").skip(1).filter_map(rows).max().unwrap();
-        assert!(read <= 1_100, "a page of 100 records reads {read} rows: {plan}");
-        let path = "/api/v1/query?query=service:s1&start=-20d&limit=100";
-        assert_eq!(s.server().data(path).unwrap().json()["records"].as_array().unwrap().len(), 100);
-    });
-}
-
-#[test]
 fn a_job_that_fails_is_told() {
     on_timescale("failed job", &[], |s| {
         start(s);
@@ -725,5 +703,37 @@ fn what_is_used_is_told_at_the_start_and_in_the_status() {
         assert!(told.starts_with(&format!("{} (PostgreSQL ", version[0][0])), "{told}");
         let log = s.server().log_text();
         assert!(log.lines().any(|line| line.contains("TimescaleDB") && line.contains(told)), "{log}");
+    });
+}
+
+#[test]
+fn dead_letters_that_are_replayed_make_no_chunks_and_wait_for_none() {
+    on_timescale("replay", &[], |s| {
+        start(s);
+        for table in ["logs", "logweir_late"] {
+            s.postgres().execute(&format!("ALTER TABLE {table} ADD CONSTRAINT quiet CHECK (service <> 'loud')"));
+        }
+        // Something else is taken, so it is these that are refused.
+        post(s.server(), "committed", &lines("s", [now_us(), now_us() - DAY_US]));
+        let days = (0..40).map(|nth| now_us() - (100 + nth) * DAY_US);
+        post(s.server(), "journal", &lines("loud", days.chain([now_us() - DAY_US])));
+        caught_up(s.server());
+        let letters = "SELECT count(*) FROM logweir_dead_letter";
+        assert_eq!(number(&s.store, letters), 41);
+        for table in ["logs", "logweir_late"] {
+            s.postgres().execute(&format!("ALTER TABLE {table} DROP CONSTRAINT quiet"));
+        }
+        let chunks = number(&s.store, CHUNKS);
+        let holder = s.postgres().session();
+        holder.execute(
+            "BEGIN; DO $$ DECLARE chunk regclass; BEGIN FOR chunk IN SELECT show_chunks('logs') LOOP \
+             EXECUTE format('LOCK TABLE %s IN EXCLUSIVE MODE', chunk); END LOOP; END $$",
+        );
+        let output = s.run(&["dead-letters", "replay", "--all"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        holder.execute("COMMIT");
+        assert_eq!((number(&s.store, letters), number(&s.store, CHUNKS)), (0, chunks));
+        assert_eq!(found(s.server(), "service:loud"), 41);
+        assert_verified(s);
     });
 }

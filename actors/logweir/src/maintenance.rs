@@ -200,6 +200,8 @@ pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progres
         loop {
             session.held().await;
             let outcome = store.maintain(clock::wall_us()).await;
+            // It may have been updated meanwhile.
+            progress.store(store.name(), store.version());
             let next = pace.after(any_passes(&outcome));
             report(&mut told.borrow_mut(), |told| &mut told.rounds, outcome, &progress);
             tokio::time::sleep(next).await;

@@ -53,6 +53,7 @@
 //!   ddl              statements that change tables: names, transactions, what to do about failures
 //!   home             the schema of the tables
 //!   timescale        TimescaleDB: whether it is there, how its functions are called
+//!   product          name and version of what stores
 //!   lane_row         reads the rows of lanes and writers
 //!   logs             the table of records as it is, and the one for late records beside it
 //!   view             a function by which other programs read all records
@@ -93,6 +94,7 @@
 //!   idempotency      what is stored of each request that may be repeated
 //!   schema           migrations
 //!   retention        deletes expired records
+//!   product          name and version of what stores
 //!   lane_row         reads the rows of lanes and writers
 //!   session          a transaction whose statements complete at once
 //!   lease            statements that acquire a lease and open lanes

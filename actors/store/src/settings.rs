@@ -44,8 +44,8 @@ pub struct Database {
 
 impl Database {
     /// The store at `url` with the defaults: 4 connections for queries, 5 s for connecting, connections replaced after
-    /// half an hour, 60 s for a statement, records kept forever, chunks compressed after 7 days, records late after 7 days and early
-    /// by 1 day, text indexes, maintenance, no CA file.
+    /// half an hour, 60 s for a statement, records kept forever, chunks compressed after 7 days, records late after 7 days
+    /// and early by 1 day, text indexes, maintenance, no CA file.
     #[must_use]
     pub fn new(url: DatabaseUrl) -> Self {
         Self {

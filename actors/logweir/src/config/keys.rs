@@ -414,13 +414,13 @@ pub static KEYS: &[Key] = &[
     key(
         "database.late_after_days",
         "7",
-        number(U32(|c| &mut c.database.late_after_days), Days, 1, 36_500),
-        "TimescaleDB only: a record this old (or as old as what is compressed) goes to table logweir_late first, and moves to table logs if its day has a chunk or many such records",
+        number(U32(|c| &mut c.database.late_after_days), Days, 1, 366),
+        "TimescaleDB only: a record this old (or as old as what is compressed or deleted) goes to table logweir_late first, and moves to table logs if its day has a chunk or many such records",
     ),
     key(
         "database.early_after_days",
         "1",
-        number(U32(|c| &mut c.database.early_after_days), Days, 1, 36_500),
+        number(U32(|c| &mut c.database.early_after_days), Days, 1, 366),
         "TimescaleDB only: the same for a record this far in the future",
     ),
     key(

@@ -8,7 +8,8 @@ use tokio_postgres::{Client, Error, IsolationLevel, Row, Transaction};
 
 use super::connect::{describe, failed, failure};
 use super::home::Home;
-use super::types::Time;
+use super::place::{INSERT_SQL, Place, Placing};
+use super::types::{Json, Time};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::ORDINAL_BITS;
@@ -25,8 +26,6 @@ const LIMITS_SQL: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_tim
     SET LOCAL idle_in_transaction_session_timeout = '15s'";
 
 const REMOVE_SQL: &str = "DELETE FROM $home.logweir_dead_letter WHERE id = $1";
-const INSERT_SQL: &str = "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb)";
 const VOLUME_SQL: &str = "INSERT INTO $home.log_volume AS v (minute, service, severity, lane_id, records) \
     VALUES ($1, $2, $3, $4, 1) \
     ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = v.records + 1";
@@ -60,29 +59,49 @@ pub(super) async fn read(client: &Client, home: &Home, limit: u32) -> Result<Vec
     Ok(rows.iter().map(letter).collect())
 }
 
-/// Inserts `record`, counts it and removes its dead letter `id`.
+/// Inserts `record` where a flush would, counts it and removes its dead letter `id`. If that table is locked, which
+/// `locked` is told, into the other one.
 pub(super) async fn replay(
     client: &mut Client,
     home: &Home,
-    id: i64,
-    record: &SanitizedRecord,
+    placing: Placing,
+    (id, record): (i64, &SanitizedRecord),
+    locked: impl Fn(Place, &str),
 ) -> Result<(), StoreError> {
     let mut attempts = Attempts { what: "replaying a dead letter", failed: 0 };
-    while let Err(stop) = try_replay(client, home, id, record).await {
-        attempts.again(stop).await?;
+    let mut place = placing.of(record.ts_us);
+    let mut other = (placing != Placing::LOGS).then(|| place.other());
+    while let Err(stop) = try_replay(client, home, place, id, record).await {
+        match (lock_timeout(&stop), other.take()) {
+            (Some(error), Some(other)) => {
+                locked(place, &error);
+                place = other;
+            }
+            (_, rest) => {
+                other = rest;
+                attempts.again(stop).await?;
+            }
+        }
     }
     Ok(())
 }
 
-async fn try_replay(client: &mut Client, home: &Home, id: i64, record: &SanitizedRecord) -> Result<(), Stop> {
+async fn try_replay(
+    client: &mut Client,
+    home: &Home,
+    place: Place,
+    id: i64,
+    record: &SanitizedRecord,
+) -> Result<(), Stop> {
     let transaction = begin(client).await?;
     if transaction.execute(&home.sql(REMOVE_SQL), &[&id]).await? == 0 {
         return Err(Stop::Refused(format!("unknown dead letter {id}: it may have been replayed or purged")));
     }
     let (ts, severity) = (Time(record.ts_us), i16::from(record.severity.number()));
+    let attributes = record.attributes.as_deref().map(Json);
     let values: [&(dyn ToSql + Sync); 7] =
-        [&id, &ts, &severity, &record.service, &record.host, &record.message, &record.attributes];
-    if transaction.execute(&home.sql(INSERT_SQL), &values).await? == 0 {
+        [&id, &ts, &severity, &record.service, &record.host, &record.message, &attributes];
+    if transaction.execute(&place.sql(home, INSERT_SQL), &values).await? == 0 {
         return Err(Stop::Refused(filtered().reason));
     }
     let key = Key::new(record.ts_us, &record.service, record.severity.number());
@@ -161,6 +180,14 @@ impl Attempts {
         }
         tokio::time::sleep(PAUSE * self.failed).await;
         Ok(())
+    }
+}
+
+/// The error, if a lock was not available.
+fn lock_timeout(stop: &Stop) -> Option<String> {
+    match stop {
+        Stop::Failed(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Some(describe(error)),
+        _ => None,
     }
 }
 

@@ -229,3 +229,9 @@ impl Logs {
 pub(super) fn union_all(columns: &str, logs: &str, late: &str) -> String {
     format!("(SELECT {columns} FROM {logs} UNION ALL SELECT {columns} FROM {late}) logs")
 }
+
+/// The order of the records of a page, by `direction` (`DESC`: newest first). Also of what is compressed: a page then
+/// decompresses what it shows, and sorts nothing.
+pub(super) fn page_order(direction: &str) -> String {
+    format!("ts {direction}, id {direction}")
+}

@@ -6,6 +6,7 @@
 //! - Indexes have a lock and a connection of their own, since a build can take hours.
 //! - Days go by the database's clock, expiry by the time that is [trusted](super::clock).
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use super::index::{self, IndexKind};
 use super::logs::{Logs, LogsKind};
 use super::partition::{drop_partitions, make_partitions, prune_takeovers, set_replica_identity};
 use super::place::{Reach, Window};
+use super::product::KnownProduct;
 use super::retention::{delete_counters, delete_rows};
 use super::timescale::Timescale;
 use super::types::Time;
@@ -155,6 +157,8 @@ pub(super) struct Memory {
     clock: Mutex<Option<LastRound>>,
     keys: Mutex<Rounds>,
     mover: mover::Memory,
+    /// It was said that TimescaleDB's edition cannot compress.
+    told_edition: AtomicBool,
 }
 
 /// What a round knows.
@@ -185,6 +189,7 @@ pub(super) async fn round(
     home: &KnownHome,
     settings: RetentionSettings,
     memory: &Memory,
+    product: &KnownProduct,
     now_us: i64,
 ) -> Vec<MaintenanceStep> {
     let mut round =
@@ -216,6 +221,9 @@ pub(super) async fn round(
                 steps.push(MaintenanceStep::new(name, Err(error)));
             }
         }
+    }
+    if let Ok(client) = session.client().await {
+        let _ = within(STEP_LIMIT, "reading the version", async { Ok(product.learn(client, &home).await) }).await;
     }
     session.close().await;
     steps.insert(0, MaintenanceStep::new(CONNECTION, connected));
@@ -275,7 +283,8 @@ impl Round<'_> {
             }
             (Step::Policies, _, Some(timescale)) => {
                 let RetentionSettings { retention_days, compress_after_days, .. } = self.settings;
-                policy::set_policies(client, timescale, &logs, retention_days, compress_after_days).await
+                let told = &self.memory.told_edition;
+                policy::set_policies(client, timescale, &logs, retention_days, compress_after_days, told).await
             }
             (Step::Jobs, _, Some(_)) => policy::check_jobs(client, &logs).await,
             (Step::RetentionPartitions, Some(first_kept), None) if is_partitioned => {

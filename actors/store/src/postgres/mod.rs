@@ -15,6 +15,7 @@ mod pool;
 mod ddl;
 mod home;
 mod timescale;
+mod product;
 mod lane_row;
 mod logs;
 mod view;

@@ -19,7 +19,7 @@ use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 use super::connect::describe;
 use super::filter::Sql;
 use super::home::{Home, KnownHome};
-use super::logs::{COLUMN_NAMES, Late, find_late, union_all};
+use super::logs::{COLUMN_NAMES, Late, find_late, page_order, union_all};
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
@@ -393,7 +393,7 @@ fn scan_sql(scan: &Scan, logs: &str) -> Sql {
     }
     sql.push(" AND ").filter(&scan.filter);
     let limit = sql.number(i64::try_from(scan.limit).unwrap_or(i64::MAX));
-    sql.push(&format!(" ORDER BY ts {order}, id {order} LIMIT {limit}"));
+    sql.push(&format!(" ORDER BY {} LIMIT {limit}", page_order(order)));
     sql
 }
 

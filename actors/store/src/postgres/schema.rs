@@ -21,7 +21,7 @@ use super::home::{Home, IDENTITY, KnownHome};
 use super::idempotency;
 use super::logs::{Beside, COLUMNS, Logs, find_late};
 use super::partition::make_default;
-use super::timescale::{Installed, Timescale, installed, is_hypertable};
+use super::timescale::{Installed, installed, is_hypertable};
 use super::{clock, late, takeover_digest, view};
 use crate::error::StoreError;
 use crate::lane::ORDINAL_BITS;
@@ -479,22 +479,6 @@ pub(super) async fn create_timescale(connector: &Connector) {
     if let Err(error) = created.await {
         tracing::warn!(%error, "TimescaleDB is installed, but its extension cannot be created; using daily partitions");
     }
-}
-
-/// The product's name, and the versions that are used.
-pub(super) async fn product(client: &Client, home: &Home) -> Result<(&'static str, String), StoreError> {
-    const SQL: &str = "SELECT split_part(current_setting('server_version'), ' ', 1)";
-    let looking = failed("reading the server's version");
-    let postgres: String = client.query_typed_one(SQL, &[]).await.map_err(&looking)?.get(0);
-    let Some(Timescale { version, .. }) = Timescale::find(client).await.map_err(&looking)? else {
-        return Ok(("PostgreSQL", postgres));
-    };
-    Ok(match is_hypertable(client, &home.table("logs")).await.map_err(&looking)? {
-        true => ("TimescaleDB", format!("{version} (PostgreSQL {postgres})")),
-        false => {
-            ("PostgreSQL", format!("{postgres} (TimescaleDB {version} is not used: table logs has daily partitions)"))
-        }
-    })
 }
 
 /// The statements that create every table, for administrators who want to run them themselves.

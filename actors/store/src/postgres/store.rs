@@ -1,9 +1,9 @@
 //! The store: its pools, and what each operation does with a connection.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use logweir_engine::clock::wall_us;
 use logweir_engine::journal::LaneId;
 use tokio_postgres::{Client, IsolationLevel, Row};
 use uuid::Uuid;
@@ -17,8 +17,9 @@ use super::lane_row::all_lanes;
 use super::logs::Logs;
 use super::maintain::{self, Memory, RetentionSettings};
 use super::patience::Patience;
-use super::place::{Reach, SharedFallback};
+use super::place::{Placing, Reach, SharedFallback};
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
+use super::product::KnownProduct;
 use super::read::PostgresReader;
 use super::{dead_letters, lease, schema};
 use crate::dead_letter::DeadLetter;
@@ -52,8 +53,7 @@ pub struct PostgresStore {
     read_home: Option<KnownHome>,
     statement_timeout: Duration,
     retention: RetentionSettings,
-    /// Name and version, once they are known.
-    product: OnceLock<(&'static str, String)>,
+    product: KnownProduct,
     memory: Memory,
     fallback: SharedFallback,
     last_taken: LastTaken,
@@ -89,7 +89,7 @@ impl PostgresStore {
                 text_index: database.text_index,
                 reach: reach(database),
             },
-            product: OnceLock::new(),
+            product: KnownProduct::default(),
             memory: Memory::default(),
             fallback: SharedFallback::default(),
             last_taken: LastTaken::default(),
@@ -123,37 +123,35 @@ impl PostgresStore {
         Limits { statement: self.statement_timeout, reach: self.retention.reach }
     }
 
-    async fn learn_product(&self, client: &Client, home: &Home) -> Result<(), StoreError> {
-        if self.product.get().is_none() {
-            let _ = self.product.set(schema::product(client, home).await?);
-        }
-        Ok(())
-    }
-
     /// A connection for administration, and where the tables are.
     async fn admin(&self) -> Result<(Object, Home), StoreError> {
         let admin = self.admin.get().await.map_err(pool_failure)?;
         let home = self.home.find(&admin.client).await?;
-        self.learn_product(&admin.client, &home).await?;
+        if self.product.version().is_none() {
+            self.product.learn(&admin.client, &home).await;
+        }
         Ok((admin, home))
     }
 }
 
 /// How far from the present a record may be to go into a chunk. Not as far as chunks are compressed: a late record would
-/// wait for that.
+/// wait for that. Nor beyond the retention: a record that is to be deleted would make a chunk first.
 fn reach(database: &Database) -> Reach {
-    let compressed = Some(database.compress_after_days).filter(|&days| days > 0).unwrap_or(u32::MAX);
-    Reach { past_days: database.late_after_days.min(compressed), future_days: database.early_after_days }
+    let past_days = [database.compress_after_days, database.retention_days]
+        .into_iter()
+        .filter(|&days| days > 0)
+        .fold(database.late_after_days, u32::min);
+    Reach { past_days, future_days: database.early_after_days }
 }
 
 #[async_trait]
 impl LogStore for PostgresStore {
     fn name(&self) -> String {
-        self.product.get().map_or("PostgreSQL", |(name, _)| name).to_owned()
+        self.product.name().to_owned()
     }
 
     fn version(&self) -> Option<String> {
-        self.product.get().map(|(_, version)| version.clone())
+        self.product.version()
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
@@ -168,7 +166,8 @@ impl LogStore for PostgresStore {
         let found = self.looking.wait("looking for the tables", schema::look(client, &self.home)).await?;
         let preparing = schema::prepare(client, &self.home, found);
         let prepared = within(PREPARE_LIMIT, "creating the tables", preparing).await?;
-        self.learn_product(&connection.client, &prepared.home).await
+        self.product.learn(&connection.client, &prepared.home).await;
+        Ok(())
     }
 
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
@@ -203,7 +202,7 @@ impl LogStore for PostgresStore {
     }
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
-        maintain::round(&self.connector, &self.home, self.retention, &self.memory, now_us).await
+        maintain::round(&self.connector, &self.home, self.retention, &self.memory, &self.product, now_us).await
     }
 
     async fn build_indexes(&self) -> Vec<MaintenanceStep> {
@@ -249,7 +248,13 @@ impl LogStore for PostgresStore {
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
         let record = raw_record::parse_raw(&dead.raw)?;
         let (mut admin, home) = self.admin().await?;
-        dead_letters::replay(&mut admin.client, &home, dead.id, &record).await
+        let fallback = self.fallback.get();
+        let placing = match Logs::read(&admin.client, &home).await?.late {
+            Some(_) => Placing::new(fallback, wall_us(), self.retention.reach),
+            None => Placing::LOGS,
+        };
+        let locked = |place, error: &str| self.fallback.locked(place, fallback, error);
+        dead_letters::replay(&mut admin.client, &home, placing, (dead.id, &record), locked).await
     }
 
     async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
@@ -257,5 +262,21 @@ impl LogStore for PostgresStore {
         let purged = dead_letters::purge(&mut admin.client, &home, before_us).await?;
         metrics::counter!("logweir_store_dead_letters_purged_total").increment(purged);
         Ok(purged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_compressed_or_deleted_soon_is_not_within_reach() {
+        let past_days = |late_after_days, compress_after_days, retention_days| {
+            let mut database = Database::new(DatabaseUrl::Blackhole);
+            (database.late_after_days, database.compress_after_days) = (late_after_days, compress_after_days);
+            database.retention_days = retention_days;
+            reach(&database).past_days
+        };
+        assert_eq!([past_days(7, 0, 0), past_days(7, 9, 30), past_days(7, 5, 0), past_days(7, 5, 3)], [7, 7, 5, 3]);
     }
 }

@@ -7,6 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::ddl::{Relation, quoted};
+use crate::error::StoreError;
 
 /// The extension of this database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +15,13 @@ pub(super) struct Timescale {
     /// The schema of its functions.
     schema: String,
     pub(super) version: String,
+    /// The Apache edition, which has no jobs and no compression.
+    pub(super) is_apache: bool,
 }
+
+/// The oldest version whose compression logweir sets: older ones refuse another order while chunks are compressed, and no
+/// test has met them.
+const OLDEST: (u32, u32) = (2, 17);
 
 /// Whether the extension can be created in a database that lacks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +37,29 @@ pub(super) enum Installed {
 impl Timescale {
     /// Looks for the extension.
     pub(super) async fn find(client: &Client) -> Result<Option<Self>, Error> {
-        const SQL: &str = "SELECT n.nspname::text, e.extversion::text FROM pg_extension e \
+        const SQL: &str = "SELECT n.nspname::text, e.extversion::text, \
+            coalesce(current_setting('timescaledb.license', true) = 'apache', false) FROM pg_extension e \
             JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb'";
         let row = client.query_typed_opt(SQL, &[]).await?;
-        Ok(row.map(|row| Self { schema: row.get(0), version: row.get(1) }))
+        Ok(row.map(|row| Self { schema: row.get(0), version: row.get(1), is_apache: row.get(2) }))
+    }
+
+    /// Whether logweir sets the compression of this version.
+    ///
+    /// # Errors
+    /// [`StoreError::Systemic`] if it is too old.
+    pub(super) fn check_version(&self) -> Result<(), StoreError> {
+        let mut numbers = self.version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or_default());
+        let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        if version >= OLDEST {
+            return Ok(());
+        }
+        let (major, minor) = OLDEST;
+        Err(StoreError::Systemic(format!(
+            "TimescaleDB {} is older than {major}.{minor}, the oldest version on which logweir sets the compression: chunks \
+             stay as they are. Install a later one, then ALTER EXTENSION timescaledb UPDATE",
+            self.version
+        )))
     }
 
     /// The function or procedure `name`, with its schema.
@@ -81,7 +107,22 @@ mod tests {
 
     #[test]
     fn a_function_has_the_schema_of_the_extension() {
-        let timescale = Timescale { schema: "Ext".to_owned(), version: String::new() };
+        let timescale = Timescale { schema: "Ext".to_owned(), version: String::new(), is_apache: false };
         assert_eq!(timescale.function("drop_chunks"), "\"Ext\".drop_chunks");
+    }
+
+    #[test]
+    fn an_old_version_is_refused_by_name() {
+        let check = |version: &str| {
+            Timescale { schema: String::new(), version: version.to_owned(), is_apache: false }.check_version()
+        };
+        for version in ["2.17.0", "2.28.3", "2.100.0-dev", "3.0"] {
+            assert!(check(version).is_ok(), "{version}");
+        }
+        for version in ["2.16.1", "1.99.0"] {
+            assert!(
+                check(version).unwrap_err().to_string().contains(&format!("TimescaleDB {version} is older than 2.17"))
+            );
+        }
     }
 }
