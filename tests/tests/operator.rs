@@ -1023,3 +1023,38 @@ fn an_unknown_role_or_database_is_an_error_of_the_command() {
         assert_eq!(code(s, &["database", "prepare"]), Some(0));
     });
 }
+
+/// What a DBA does to a partition takes as long as it takes. Records of other days, and late ones, do not wait for it.
+#[test]
+fn a_lock_on_a_partition_holds_up_nobody() {
+    on_postgres("locked partition", |s| {
+        s.start();
+        if s.store.rows("SELECT FROM pg_extension WHERE extname = 'timescaledb'").is_ok_and(|rows| !rows.is_empty()) {
+            return eprintln!("skipped: TimescaleDB has no daily partitions");
+        }
+        assert_maintained(s.server());
+        let day = "to_char((now() - interval '1 day') AT TIME ZONE 'UTC', 'YYYYMMDD')";
+        let yesterday = s.store.rows(&format!("SELECT 'logs_p' || {day}")).unwrap().concat().concat();
+        let noon = s.store.rows("SELECT to_char((now() - interval '1 day') AT TIME ZONE 'UTC', 'YYYY-MM-DD')").unwrap();
+        let noon = format!("{}T12:00:00Z", noon.concat().concat());
+        let holder = s.postgres().session();
+        holder.execute(&format!("BEGIN; LOCK TABLE {yesterday} IN ACCESS EXCLUSIVE MODE"));
+        let fresh = r#"{"level":"info","service":"s","message":"fresh"}"#;
+        let old = format!(r#"{{"ts":"{noon}","level":"info","service":"s","message":"old"}}"#);
+        let lines = format!("{}{old}\n", format!("{fresh}\n").repeat(99));
+        for _ in 0..3 {
+            let answer = s.server().post("/ingest?ack=committed", "application/x-ndjson", &lines).expect("a response");
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        }
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_late"), 3);
+        holder.execute("COMMIT");
+        // They move into their partition in the next round.
+        s.stop();
+        s.start();
+        s.wait("the records to move", |s| number(s, "SELECT count(*) FROM logweir_late") == 0);
+        assert_eq!(number(s, &format!("SELECT count(*) FROM {yesterday}")), 3);
+        s.stop();
+        let output = s.run(&["verify"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    });
+}

@@ -1,5 +1,6 @@
 //! Reads and replays dead letters.
 
+use std::mem;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
@@ -60,27 +61,21 @@ pub(super) async fn read(client: &Client, home: &Home, limit: u32) -> Result<Vec
 }
 
 /// Inserts `record` where a flush would, counts it and removes its dead letter `id`. If that table is locked, which
-/// `locked` is told, into the other one.
+/// `locked` is told, into the other one, unless it says that there is none.
 pub(super) async fn replay(
     client: &mut Client,
     home: &Home,
     placing: Placing,
     (id, record): (i64, &SanitizedRecord),
-    locked: impl Fn(Place, &str),
+    locked: impl Fn(Place, &str) -> bool,
 ) -> Result<(), StoreError> {
     let mut attempts = Attempts { what: "replaying a dead letter", failed: 0 };
     let mut place = placing.of(record.ts_us);
-    let mut other = (placing != Placing::LOGS).then(|| place.other());
+    let mut is_first = true;
     while let Err(stop) = try_replay(client, home, place, id, record).await {
-        match (lock_timeout(&stop), other.take()) {
-            (Some(error), Some(other)) => {
-                locked(place, &error);
-                place = other;
-            }
-            (_, rest) => {
-                other = rest;
-                attempts.again(stop).await?;
-            }
+        match lock_timeout(&stop) {
+            Some(error) if mem::take(&mut is_first) && locked(place, &error) => place = place.other(),
+            _ => attempts.again(stop).await?,
         }
     }
     Ok(())

@@ -8,6 +8,7 @@
 //!   ([`begin`](super::ddl::begin) says why) without another round trip.
 
 use std::future::poll_fn;
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
@@ -30,7 +31,7 @@ use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
-use super::logs::find_late;
+use super::logs::{Logs, find_late};
 use super::place::{Fallback, INSERT_SQL, Place, Placing, Reach, SharedFallback};
 use super::schema::Prepared;
 use super::types::{Json, Time};
@@ -122,6 +123,8 @@ struct LaneSession {
     logs: Target,
     /// Whether late records go to a table of their own.
     is_hypertable: bool,
+    /// Whether daily partitions have got one, as far as possible.
+    looked_for_late: bool,
     /// That table, as the last batch with late records found it.
     late: Option<Target>,
     /// Where the records of the current flush go.
@@ -208,6 +211,7 @@ impl PgLane {
             cas,
             logs,
             is_hypertable,
+            looked_for_late: false,
             late: None,
             placing: Placing::LOGS,
             locked: Mutex::new(None),
@@ -242,6 +246,21 @@ impl PgLane {
         )
     }
 
+    /// Makes the table for late records beside daily partitions, which do without it until something is locked. If that
+    /// fails, records wait for the lock.
+    async fn make_late(&self, session: &mut LaneSession) {
+        if session.is_hypertable || mem::replace(&mut session.looked_for_late, true) {
+            return;
+        }
+        let (client, home) = (&session.connection.client, &session.home);
+        let making = async { schema::keep_late(client, home, &Logs::read(client, home).await?).await };
+        if let Err(error) = within(self.limits.statement, "making a table beside the locked one", making).await
+            && self.home.is_news(&error.to_string())
+        {
+            tracing::warn!(%error, "there is no table for the records of a locked one");
+        }
+    }
+
     /// Flushes `batch`, or dead-letters it if it was refused.
     async fn run(&mut self, batch: &Batch, refused: Option<&Rejection>) -> Result<Flushed, StoreError> {
         let mut session = match self.session.take() {
@@ -250,18 +269,16 @@ impl PgLane {
             Some(session) => session,
             None => self.connect().await?,
         };
-        let fallback = if session.is_hypertable { self.fallback.get() } else { Fallback::None };
-        session.placing = match session.is_hypertable {
-            true => Placing::new(fallback, wall_us(), self.limits.reach),
-            false => Placing::LOGS,
-        };
+        let fallback = self.fallback.get();
+        if matches!(fallback, Fallback::Recent | Fallback::Late) {
+            self.make_late(&mut session).await;
+        }
+        session.placing = Placing::new(fallback, wall_us(), session.is_hypertable.then_some(self.limits.reach));
         let flushed = match refused {
             None => flush(&mut self.lane, &mut session, batch).await,
             Some(rejection) => dead_letter(&mut self.lane, &mut session, batch, rejection).await,
         };
-        if let Some((place, error)) = session.locked.get_mut().unwrap_or_else(PoisonError::into_inner).take()
-            && session.is_hypertable
-        {
+        if let Some((place, error)) = session.locked.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             self.fallback.locked(place, fallback, &error);
         }
         let flushed = flushed?;

@@ -309,11 +309,14 @@ impl Round<'_> {
             (Step::RetentionRows, Some(_), Some(_)) => Ok(()),
             (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
-            (Step::LateTable, _, Some(_)) => schema::keep_late(client, home, &logs).await,
+            (Step::LateTable, _, timescale) if timescale.is_some() || logs.late.is_some() => {
+                schema::keep_late(client, home, &logs).await
+            }
             (Step::View, ..) => view::keep(client, &logs).await,
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
                 let now_us = database_us(client).await?;
-                let window = Window::at(now_us, self.settings.reach);
+                // A partition takes any record.
+                let window = timescale.as_ref().map_or(Window::ALL, |_| Window::at(now_us, self.settings.reach));
                 mover::move_records(client, &logs, window, now_us, first_kept, &self.memory.mover).await
             }
             (Step::TakeoverDigest, ..) => takeover_digest::add(client, home).await,

@@ -9,6 +9,9 @@
 //! batches that are accounted for in two halves, which takeovers, forks and `verify` would all have to know. What was
 //! wanted of it, that late records wait for no lock that fresh ones do not need, a table of their own gives as well.
 //!
+//! Daily partitions need no table for late records, since the default partition takes them. It is made beside them when a
+//! lock on `logs` or a partition is met first, and serves as a fallback only.
+//!
 //! What it costs: while somebody holds a lock on one of the tables, a batch that needs it waits for `lock_timeout` once
 //! per minute and process, with its fresh records. In between there is the fallback: what belongs to a locked place goes
 //! to the other one. Late records in `logs` make chunks then, of as many days per transaction as a batch may have.
@@ -79,7 +82,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    const ALL: Self = Self { from_us: i64::MIN, to_us: i64::MAX };
+    pub(super) const ALL: Self = Self { from_us: i64::MIN, to_us: i64::MAX };
 
     /// At this time.
     pub(super) fn at(now_us: i64, reach: Reach) -> Self {
@@ -118,9 +121,10 @@ impl Placing {
     /// Everything goes to `logs`: there is no other table.
     pub(super) const LOGS: Self = Self { in_logs: Window::ALL };
 
-    pub(super) fn new(fallback: Fallback, now_us: i64, reach: Reach) -> Self {
+    /// Without a `reach` every record is within it: partitions have a default one.
+    pub(super) fn new(fallback: Fallback, now_us: i64, reach: Option<Reach>) -> Self {
         let in_logs = match fallback {
-            Fallback::None => Window::at(now_us, reach),
+            Fallback::None => reach.map_or(Window::ALL, |reach| Window::at(now_us, reach)),
             Fallback::Recent => Window::around(now_us, RECENT_US),
             Fallback::Late => Window::around(now_us, 0),
             Fallback::Logs => Window::ALL,
@@ -242,7 +246,7 @@ mod tests {
     const REACH: Reach = Reach { past_days: 7, future_days: 1 };
 
     fn is_in_logs(fallback: Fallback, ago_us: i64) -> bool {
-        Placing::new(fallback, NOW, REACH).of(NOW - ago_us) == Place::Logs
+        Placing::new(fallback, NOW, Some(REACH)).of(NOW - ago_us) == Place::Logs
     }
 
     #[test]
@@ -264,6 +268,7 @@ mod tests {
         assert_eq!(in_logs(Fallback::Recent), [true, true, false, false]);
         assert_eq!(in_logs(Fallback::Late), [false; 4]);
         assert_eq!(in_logs(Fallback::Logs), [true; 4]);
+        assert_eq!(Placing::new(Fallback::None, NOW, None), Placing::LOGS);
     }
 
     #[test]

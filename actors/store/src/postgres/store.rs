@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use logweir_engine::clock::wall_us;
 use logweir_engine::journal::LaneId;
-use tokio_postgres::{Client, IsolationLevel, Row};
+use tokio_postgres::{IsolationLevel, Row};
 use uuid::Uuid;
 
 use super::access::UrlKey;
@@ -14,7 +14,7 @@ use super::flush::{Limits, PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
 use super::home::{Home, KnownHome};
 use super::lane_row::all_lanes;
-use super::logs::Logs;
+use super::logs::{Logs, LogsKind};
 use super::maintain::{self, Memory, RetentionSettings};
 use super::patience::Patience;
 use super::place::{Placing, Reach, SharedFallback};
@@ -249,11 +249,16 @@ impl LogStore for PostgresStore {
         let record = raw_record::parse_raw(&dead.raw)?;
         let (mut admin, home) = self.admin().await?;
         let fallback = self.fallback.get();
-        let placing = match Logs::read(&admin.client, &home).await?.late {
-            Some(_) => Placing::new(fallback, wall_us(), self.retention.reach),
-            None => Placing::LOGS,
+        let logs = Logs::read(&admin.client, &home).await?;
+        let has_late = logs.late.is_some();
+        let reach = (logs.kind == LogsKind::Hypertable).then_some(self.retention.reach);
+        let placing = if has_late { Placing::new(fallback, wall_us(), reach) } else { Placing::LOGS };
+        let locked = |place, error: &str| {
+            if has_late {
+                self.fallback.locked(place, fallback, error);
+            }
+            has_late
         };
-        let locked = |place, error: &str| self.fallback.locked(place, fallback, error);
         dead_letters::replay(&mut admin.client, &home, placing, (dead.id, &record), locked).await
     }
 
