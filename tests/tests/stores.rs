@@ -13,7 +13,7 @@ use logweir_record::timestamp::DAY_US;
 use logweir_store::{self as store, Batch, Digest, Flushed, ForkLane, LaneWriter, LogStore, StoreError};
 use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::conformance;
-use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record, started};
+use logweir_tests::conformance::feed::{EARLIER_US, Feed, NOON_US, claim, claim_at, flushed, lane, record, started};
 use logweir_tests::conformance::subject::{POSTGRES, SQLITE, Sql, Subject};
 use logweir_tests::maintenance::maintain;
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
@@ -38,11 +38,43 @@ fn open_postgres(url: &str) -> Arc<dyn LogStore> {
     store::open(&settings(DatabaseUrl::Postgres(url.to_owned()))).unwrap().store()
 }
 
+/// A store for which every second record of a feed is late.
+fn open_half_late(url: &str) -> Arc<dyn LogStore> {
+    let days = (now_us() - NOON_US + EARLIER_US / 2) / DAY_US;
+    let settings = with(DatabaseUrl::Postgres(url.to_owned()), |settings| {
+        settings.late_after_days = u32::try_from(days).unwrap();
+    });
+    store::open(&settings).unwrap().store()
+}
+
 /// A prepared store and direct access to its database.
 struct Fixture {
     store: Arc<dyn LogStore>,
     place: Place,
+    /// Every second record is late. What a test asks of `logs` or does to it concerns the table for late records, too.
+    half_late: bool,
 }
+
+/// What a test asks of `logs`, if half of it is late.
+const BOTH: &str = "FROM (SELECT id, ts, severity, service, host, message, attributes FROM logs \
+    UNION ALL SELECT id, ts, severity, service, host, message, attributes FROM logweir_late) logs";
+
+/// Drops the constraints and triggers of tests from the table for late records.
+const FORGET_RULES: &str = "DO $$ DECLARE it record; BEGIN \
+    FOR it IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'logweir_late'::regclass AND NOT tgisinternal LOOP \
+        EXECUTE format('DROP TRIGGER %I ON logweir_late', it.tgname); END LOOP; \
+    FOR it IN SELECT conname FROM pg_constraint WHERE conrelid = 'logweir_late'::regclass AND contype = 'c' \
+        AND conname <> 'made_by_logweir' LOOP \
+        EXECUTE format('ALTER TABLE logweir_late DROP CONSTRAINT %I', it.conname); END LOOP; END $$";
+
+/// Gives it those of `logs`.
+const COPY_RULES: &str = "DO $$ DECLARE it record; BEGIN \
+    FOR it IN SELECT replace(pg_get_triggerdef(oid), ' ON public.logs ', ' ON public.logweir_late ') AS sql \
+        FROM pg_trigger WHERE tgrelid = 'logs'::regclass AND NOT tgisinternal AND tgname <> 'ts_insert_blocker' LOOP \
+        EXECUTE it.sql; END LOOP; \
+    FOR it IN SELECT conname, pg_get_constraintdef(oid) AS sql FROM pg_constraint \
+        WHERE conrelid = 'logs'::regclass AND contype = 'c' LOOP \
+        EXECUTE format('ALTER TABLE logweir_late ADD CONSTRAINT %I %s', it.conname, it.sql); END LOOP; END $$";
 
 enum Place {
     Postgres(TestDatabase),
@@ -62,15 +94,27 @@ impl Fixture {
         on
     }
 
+    /// On TimescaleDB only.
+    async fn half_late() -> Option<Self> {
+        let database = postgres::database().await;
+        let store = open_half_late(&database.url);
+        store.prepare().await.unwrap();
+        if store.name() != "TimescaleDB" {
+            eprintln!("skipped: no TimescaleDB");
+            return None;
+        }
+        Some(Self { store, place: Place::Postgres(database), half_late: true })
+    }
+
     async fn empty_postgres() -> Self {
         let database = postgres::database().await;
-        Self { store: open_postgres(&database.url), place: Place::Postgres(database) }
+        Self { store: open_postgres(&database.url), place: Place::Postgres(database), half_late: false }
     }
 
     fn empty_sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&settings(DatabaseUrl::Sqlite(dir.path().join("logs.db")))).unwrap().store();
-        Self { store, place: Place::Sqlite(dir) }
+        Self { store, place: Place::Sqlite(dir), half_late: false }
     }
 
     fn file(&self) -> PathBuf {
@@ -97,6 +141,7 @@ impl Subject for Fixture {
 
     fn other(&self) -> Arc<dyn LogStore> {
         match &self.place {
+            Place::Postgres(database) if self.half_late => open_half_late(&database.url),
             Place::Postgres(database) => open_postgres(&database.url),
             Place::Sqlite(dir) => {
                 store::open(&settings(DatabaseUrl::Sqlite(dir.path().join("logs.db")))).unwrap().store()
@@ -108,6 +153,7 @@ impl Subject for Fixture {
         match &self.place {
             Place::Postgres(database) => {
                 let sql = format!("SELECT ({sql})::bigint");
+                let sql = if self.half_late { sql.replace("FROM logs", BOTH) } else { sql };
                 database.client().await.query_one(&sql, &[]).await.unwrap().get(0)
             }
             Place::Sqlite(_) => rusqlite::Connection::open(self.file())
@@ -119,7 +165,19 @@ impl Subject for Fixture {
 
     async fn execute(&self, sql: &str) {
         match &self.place {
-            Place::Postgres(database) => database.client().await.batch_execute(sql).await.unwrap(),
+            Place::Postgres(database) => {
+                let client = database.client().await;
+                if !self.half_late {
+                    return client.batch_execute(sql).await.unwrap();
+                }
+                client.batch_execute(FORGET_RULES).await.unwrap();
+                client.batch_execute(sql).await.unwrap();
+                for deletion in sql.split(';').filter(|sql| sql.trim_start().starts_with("DELETE FROM logs ")) {
+                    let late = deletion.replace("DELETE FROM logs ", "DELETE FROM logweir_late ");
+                    client.batch_execute(&late).await.unwrap();
+                }
+                client.batch_execute(COPY_RULES).await.unwrap();
+            }
             Place::Sqlite(_) => rusqlite::Connection::open(self.file()).unwrap().execute_batch(sql).unwrap(),
         }
     }
@@ -133,6 +191,7 @@ impl Subject for Fixture {
 
     async fn late(&self) -> i64 {
         let is_there = matches!(&self.place, Place::Postgres(_))
+            && !self.half_late
             && self.number("SELECT (to_regclass('logweir_late') IS NOT NULL)::integer").await == 1;
         if is_there { self.number("SELECT count(*) FROM logweir_late").await } else { 0 }
     }
@@ -384,8 +443,9 @@ async fn two_processes_prepare_one_new_sqlite_file() {
     }
 }
 
-conformance! { on_postgres, Fixture::postgres().await }
-conformance! { on_sqlite, Fixture::sqlite().await }
+conformance! { on_postgres, Some(Fixture::postgres().await) }
+conformance! { on_sqlite, Some(Fixture::sqlite().await) }
+conformance! { on_timescale_half_of_it_late, Fixture::half_late().await }
 
 // PostgreSQL only from here on.
 
@@ -426,7 +486,7 @@ impl Fixture {
         let store = open_postgres(&server.url(&name));
         store.prepare().await.unwrap();
         let database = TestDatabase::on(&server, &name);
-        (server, Self { store, place: Place::Postgres(database) })
+        (server, Self { store, place: Place::Postgres(database), half_late: false })
     }
 
     /// Waits until a session is waiting for a lock.
@@ -1154,7 +1214,8 @@ async fn a_dead_letter_can_be_written_whatever_the_encoding_of_the_database() {
         let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
         postgres::connect(&url).await.batch_execute(&sql).await.unwrap();
         let database = TestDatabase::on(&server, &name);
-        let on = Fixture { store: open_postgres(&server.url(&name)), place: Place::Postgres(database) };
+        let place = Place::Postgres(database);
+        let on = Fixture { store: open_postgres(&server.url(&name)), place, half_late: false };
         on.store.prepare().await.unwrap();
         let (writer, _, mut flusher) = started(&on).await;
         let mut feed = Feed::new(0);

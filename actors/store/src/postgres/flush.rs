@@ -631,7 +631,8 @@ impl FlushStatements for LaneSession {
         if rows.clone().all(|row| placing.of(row.record.ts_us) == Place::Logs) {
             return self.insert_into(Place::Logs, rows, volume, how).await;
         }
-        let mut left_out = Vec::new();
+        // That rows were dropped without an error is told last: an error of a row says more.
+        let (mut left_out, mut is_filtered) = (Vec::new(), false);
         for place in [Place::Logs, Place::Late] {
             let is_here = |(_, row): &(usize, Row<'_>)| placing.of(row.record.ts_us) == place;
             let (indexes, here): (Vec<usize>, Vec<Row<'a>>) = rows.clone().enumerate().filter(is_here).unzip();
@@ -645,8 +646,12 @@ impl FlushStatements for LaneSession {
                 Err(Refused::Row { at, rejection }) => {
                     return Err(Refused::Row { at: at.and_then(|at| indexes.get(at).copied()), rejection });
                 }
+                Err(Refused::Filtered) => is_filtered = true,
                 Err(refused) => return Err(refused),
             }
+        }
+        if is_filtered {
+            return Err(Refused::Filtered);
         }
         left_out.sort_unstable_by_key(|left| left.index);
         Ok(left_out)
