@@ -6,6 +6,8 @@
 //!   rows per turn, from where the last round ended. What one sender has stored keeps no other from its turn.
 //! - Each statement begins where the one before ended, and reads no index entries of what has moved since.
 //! - A record that `logs` refuses becomes a dead letter, and its neighbors move.
+//! - A statement that makes a chunk holds TimescaleDB's lock on making chunks until its commit. A flush that needs a new
+//!   chunk at that moment waits for it, shortly: the chunk of a day is made by its first record.
 
 use std::collections::BTreeMap;
 use std::mem;
