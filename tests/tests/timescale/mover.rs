@@ -1,4 +1,5 @@
-//! Late records move into chunks, and expire: what moves when, what one of them can do to the others, and what a kill does.
+//! Late records move into chunks, and expire: what moves when, what one of them can do to the others, and what a kill
+//! does.
 
 use std::sync::Arc;
 

@@ -41,8 +41,9 @@ pub(super) enum ChunkState {
 /// The chunks of the hypertable `logs`, the oldest first.
 pub(super) async fn chunks(client: &Client, logs: &Logs) -> Result<Vec<Chunk>, StoreError> {
     const WHAT: &str = "listing the chunks of logs";
-    // The bits of a chunk's status: 1 compressed, 2 not in order, 4 frozen, 8 compressed in part. The view leaves out the one
-    // that stands for what was moved to cheaper storage. Which slice of time that has, later versions say elsewhere.
+    // The bits of a chunk's status: 1 compressed, 2 not in order, 4 frozen, 8 compressed in part. The view leaves out
+    // the one that stands for what was moved to cheaper storage. Which slice of time that has, later versions say
+    // elsewhere.
     const SQL: &str = "SELECT v.range_start, v.range_end, bool_or(c.status & 4 <> 0), bool_and(c.status & 11 = 1), \
         coalesce(sum(s.numrows_pre_compression), 0)::bigint FROM timescaledb_information.chunks v \
         JOIN _timescaledb_catalog.chunk c ON (c.schema_name, c.table_name) = (v.chunk_schema, v.chunk_name) \
@@ -79,7 +80,8 @@ pub(super) async fn chunks(client: &Client, logs: &Logs) -> Result<Vec<Chunk>, S
     Ok(chunks)
 }
 
-/// Drops the chunks whose last day is before `first_kept`. One that is frozen stays, with its counters: somebody keeps it.
+/// Drops the chunks whose last day is before `first_kept`. One that is frozen stays, with its counters: somebody keeps
+/// it.
 pub(super) async fn drop_chunks(
     client: &Client,
     timescale: &Timescale,
@@ -127,8 +129,8 @@ impl From<Error> for Stop {
     }
 }
 
-/// Drops the chunk of a range, with the late records that wait for it, and their counters. The last of those records go in
-/// the transaction of the chunk, so the counters are those of no record.
+/// Drops the chunk of a range, with the late records that wait for it, and their counters. The last of those records go
+/// in the transaction of the chunk, so the counters are those of no record.
 async fn drop_chunk(
     client: &Client,
     timescale: &Timescale,

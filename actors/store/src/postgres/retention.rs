@@ -32,9 +32,9 @@ impl DeletedCounters {
     }
 }
 
-/// Deletes the counters of a range of which all records are deleted in the same transaction: the histogram shows nothing
-/// that is gone. A record of the range that is stored at that moment can lose its counter, until it expires in the next
-/// round.
+/// Deletes the counters of a range of which all records are deleted in the same transaction: the histogram shows
+/// nothing that is gone. A record of the range that is stored at that moment can lose its counter, until it expires in
+/// the next round.
 pub(super) async fn delete_counters_of(
     client: &Client,
     logs: &Logs,

@@ -107,8 +107,8 @@ async fn takes(client: &Client, logs: &Logs, record: &Record<'_>) -> Result<bool
     }
 }
 
-/// Makes a dead letter of a record that waits. One transaction with the counters of its lane, in the order of a flush: it
-/// is accounted for at each moment. Its frame is not known any more.
+/// Makes a dead letter of a record that waits. One transaction with the counters of its lane, in the order of a flush:
+/// it is accounted for at each moment. Its frame is not known any more.
 pub(super) async fn bury(client: &Client, logs: &Logs, row: &Listed, rejection: &Rejection) -> Result<bool, Refusal> {
     let Some(late) = &logs.late else { return Ok(false) };
     let take = format!(

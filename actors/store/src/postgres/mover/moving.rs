@@ -6,8 +6,8 @@
 //!   rows per turn, from where the last round ended. What one sender has stored keeps no other from its turn.
 //! - Each statement begins where the one before ended, and reads no index entries of what has moved since.
 //! - A record that `logs` refuses becomes a dead letter, and its neighbors move.
-//! - A statement that makes a chunk holds TimescaleDB's lock on making chunks until its commit. A flush that needs a new
-//!   chunk at that moment waits for it, shortly: the chunk of a day is made by its first record.
+//! - A statement that makes a chunk holds TimescaleDB's lock on making chunks until its commit. A flush that needs a
+//!   new chunk at that moment waits for it, shortly: the chunk of a day is made by its first record.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -121,8 +121,8 @@ struct Mover<'r> {
     progress: Progress,
     /// Slots that may still be looked at.
     slots: u32,
-    /// Times at which nothing is left to do in this round, as ranges: a search begins behind them. Their index entries are
-    /// mostly of records that have moved, and each search would read them again.
+    /// Times at which nothing is left to do in this round, as ranges: a search begins behind them. Their index entries
+    /// are mostly of records that have moved, and each search would read them again.
     visited: BTreeMap<i64, i64>,
     moved: u64,
     /// Slots that could not be moved.
@@ -328,9 +328,10 @@ impl Mover<'_> {
         if slots > 0 {
             let chunks = self.chunks.len();
             self.failures.add(Err(StoreError::Systemic(format!(
-                "{} has many records of at least {slots} days (or other intervals of chunks) without a chunk, and {} has \
-                 {chunks} of at most {}: more would take too many locks of one query. They are found where they are, more \
-                 slowly. Raise max_locks_per_transaction and restart PostgreSQL, or choose a longer interval for chunks",
+                "{} has many records of at least {slots} days (or other intervals of chunks) without a chunk, and {} \
+                 has {chunks} of at most {}: more would take too many locks of one query. They are found where they \
+                 are, more slowly. Raise max_locks_per_transaction and restart PostgreSQL, or choose a longer interval \
+                 for chunks",
                 self.late, self.logs.table, self.chunks_max
             ))));
         }

@@ -1,5 +1,5 @@
-//! How many records move per statement: fewer when they are large, when a statement takes too long, or when one of them is
-//! refused, down to that one. Pure.
+//! How many records move per statement: fewer when they are large, when a statement takes too long, or when one of them
+//! is refused, down to that one. Pure.
 
 use std::ops::Range;
 

@@ -1,10 +1,10 @@
 //! Which late records move. Pure.
 //!
 //! What a record costs must not be decided by its sender:
-//! - A chunk is a table, and each query locks those of its range. So a chunk is made for many records only, those of the
-//!   fullest ranges first, and only while one query over all chunks leaves locks for others.
-//! - A record in a compressed chunk lets TimescaleDB compress the chunk again, as a whole before version 2.19. So records
-//!   go there in large numbers, or once a day.
+//! - A chunk is a table, and each query locks those of its range. So a chunk is made for many records only, those of
+//!   the fullest ranges first, and only while one query over all chunks leaves locks for others.
+//! - A record in a compressed chunk lets TimescaleDB compress the chunk again, as a whole before version 2.19. So
+//!   records go there in large numbers, or once a day.
 
 use super::super::chunk::{Chunk, ChunkState};
 
@@ -77,8 +77,8 @@ pub(super) fn decide(chunk: Option<ChunkState>, is_near: bool, waiting: Waiting,
     }
 }
 
-/// The number of chunks up to which late records make more. A query locks a chunk, its compressed part and their indexes:
-/// about four locks. So one over all chunks takes at most half of the server's lock table.
+/// The number of chunks up to which late records make more. A query locks a chunk, its compressed part and their
+/// indexes: about four locks. So one over all chunks takes at most half of the server's lock table.
 pub(super) fn chunks_max(locks_per_transaction: i64, connections: i64) -> i64 {
     locks_per_transaction.saturating_mul(connections) / 8
 }
