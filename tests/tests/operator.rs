@@ -1047,6 +1047,14 @@ fn a_lock_on_a_partition_holds_up_nobody() {
             assert_eq!(answer.status, 200, "{}", answer.body);
         }
         assert_eq!(number(s, "SELECT count(*) FROM logweir_late"), 3);
+        // Those of other days move meanwhile.
+        s.postgres().execute(
+            "INSERT INTO logweir_late (id, ts, severity, service, host, message) VALUES (0, now(), 9, 's', 'h', 'm')",
+        );
+        s.stop();
+        s.start();
+        s.wait("another record to move", |s| number(s, "SELECT count(*) FROM logweir_late WHERE id = 0") == 0);
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_late"), 3);
         holder.execute("COMMIT");
         // They move into their partition in the next round.
         s.stop();

@@ -223,7 +223,11 @@ pub(super) async fn round(
         }
     }
     if let Ok(client) = session.client().await {
-        let _ = within(STEP_LIMIT, "reading the version", async { Ok(product.learn(client, &home).await) }).await;
+        let _ = within(STEP_LIMIT, "reading the version", async {
+            product.learn(client, &home).await;
+            Ok(())
+        })
+        .await;
     }
     session.close().await;
     steps.insert(0, MaintenanceStep::new(CONNECTION, connected));

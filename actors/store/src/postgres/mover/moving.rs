@@ -19,7 +19,7 @@ use logweir_record::timestamp::{DAY_US, text};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
-use super::super::chunk::{Chunk, ChunkState, chunks};
+use super::super::chunk::{Chunk, chunks};
 use super::super::ddl::{Failures, Relation, transaction};
 use super::super::logs::{COLUMN_NAMES, Logs, LogsKind};
 use super::super::place::Window;
@@ -149,11 +149,8 @@ pub(in super::super) async fn move_records(
             let chunks_max = chunks_max(room.locks_per_transaction, room.connections);
             (chunks(client, logs).await?, room.interval_us, chunks_max)
         }
-        // Any record can go there.
-        LogsKind::Partitioned | LogsKind::Plain => {
-            let all = Chunk { from_us: i64::MIN, to_us: i64::MAX, state: ChunkState::Open };
-            (vec![all], DAY_US, i64::MAX)
-        }
+        // Each record is within reach. By days: one whose partition is locked holds up no other.
+        LogsKind::Partitioned | LogsKind::Plain => (Vec::new(), DAY_US, i64::MAX),
     };
     let mut progress = *memory.lock();
     progress.rounds += 1;
