@@ -36,7 +36,8 @@ impl Store {
     /// What has all records, for FROM.
     fn logs(&self) -> Result<String, String> {
         let Self::Postgres(_) = self else { return Ok("logs".to_owned()) };
-        let late = "SELECT conrelid FROM pg_constraint WHERE conname = 'made_by_logweir' AND conrelid = to_regclass('logweir_late')";
+        let late = "SELECT conrelid FROM pg_constraint \
+            WHERE conname = 'made_by_logweir' AND conrelid = to_regclass('logweir_late')";
         let late = self.rows(late)?;
         Ok(match late.first().and_then(|row| row.first()).is_some_and(|name| !name.is_empty()) {
             true => {

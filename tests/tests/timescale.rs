@@ -457,7 +457,8 @@ fn row_security_of_the_records_holds_for_late_ones() {
         assert!(step(s.server(), "late_table").unwrap().contains("row security"), "it is told");
         // What the message says.
         s.postgres().execute(
-            "DROP POLICY own ON logweir_late; ALTER TABLE logweir_late DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY",
+            "DROP POLICY own ON logweir_late; \
+             ALTER TABLE logweir_late DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY",
         );
         maintain_again(s);
         assert_eq!((step(s.server(), "late_table"), given(s)), (None, 1));
@@ -471,8 +472,8 @@ fn row_security_of_the_records_holds_for_late_ones() {
 #[test]
 fn something_else_with_the_name_of_the_table_for_late_records_is_not_used() {
     let others = [
-        "CREATE TABLE logweir_late AS SELECT 1::bigint AS id, now() AS ts, 9::smallint AS severity, 's' AS service, 'h' AS host, \
-         'not logweir' AS message, NULL::jsonb AS attributes, now() AS stored_at",
+        "CREATE TABLE logweir_late AS SELECT 1::bigint AS id, now() AS ts, 9::smallint AS severity, 's' AS service, \
+         'h' AS host, 'not logweir' AS message, NULL::jsonb AS attributes, now() AS stored_at",
         "CREATE INDEX logweir_late ON logs (service)",
         "CREATE VIEW logweir_late AS SELECT * FROM logs",
         "CREATE SEQUENCE logweir_late",
@@ -520,7 +521,8 @@ fn columns_that_an_operator_adds_do_not_concern_late_records() {
         assert_eq!((number(&s.store, LATE), number(&s.store, "SELECT count(*) FROM logweir_dead_letter")), (2, 0));
         // The chunks of their days: they move.
         s.postgres().execute(
-            "INSERT INTO logs (id, ts, severity, service, host, message) SELECT 1, ts, 9, 's', 'h', 'first' FROM logweir_late",
+            "INSERT INTO logs (id, ts, severity, service, host, message) \
+             SELECT 1, ts, 9, 's', 'h', 'first' FROM logweir_late",
         );
         s.wait("the move", |s| {
             let _ = s.run(&["database", "prepare"]);
@@ -567,7 +569,8 @@ fn a_role_with_the_printed_privileges_maintains_an_extension_in_a_schema_of_its_
     on_timescale("privileges", &[], |s| {
         s.postgres().execute(
             "CREATE SCHEMA ext; CREATE EXTENSION timescaledb SCHEMA ext; REVOKE ALL ON SCHEMA public FROM PUBLIC; \
-             REVOKE ALL ON DATABASE postgres FROM PUBLIC; ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+             REVOKE ALL ON DATABASE postgres FROM PUBLIC; \
+             ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
         );
         start(s);
         post(s.server(), "committed", &lines("s", [now_us(), now_us() - DAY_US, now_us() - 2 * DAY_US]));
@@ -605,8 +608,8 @@ fn printed_statements_make_what_late_records_need() {
         assert_eq!(s.server().status()["maintenance_failing"], serde_json::json!([]));
         s.stop();
         // The owner has nothing left to make.
-        let made = "SELECT count(*) FROM pg_class c, pg_proc p WHERE c.relname = 'logweir_late' AND p.proname = 'logweir_logs' \
-            AND age(p.xmin) > (SELECT min(age(xmin)) FROM logweir_lane)";
+        let made = "SELECT count(*) FROM pg_class c, pg_proc p WHERE c.relname = 'logweir_late' \
+            AND p.proname = 'logweir_logs' AND age(p.xmin) > (SELECT min(age(xmin)) FROM logweir_lane)";
         assert_eq!(number(&s.store, made), 1);
         s.set("database.url", owner);
         let _ = s.run(&["database", "prepare"]);
@@ -639,8 +642,8 @@ fn pages_and_counts_of_compressed_days_have_late_records() {
         s.postgres().execute(
             "INSERT INTO logs SELECT n, date_trunc('day', now()) - interval '10 days' + n * interval '4 s', 9, \
              's' || n % 5, 'h', 'm', NULL FROM generate_series(1, 20000) n; \
-             INSERT INTO logweir_late SELECT 1000000 + n, date_trunc('day', now()) - interval '10 days' + n * interval '7000 s', \
-             13, 's0', 'h', 'late', NULL FROM generate_series(1, 10) n",
+             INSERT INTO logweir_late \
+             SELECT 1000000 + n, date_trunc('day', now()) - interval '10 days' + n * interval '7000 s', 13, 's0', 'h', 'late', NULL FROM generate_series(1, 10) n",
         );
         s.postgres()
             .execute("SELECT compress_chunk(c, true) FROM show_chunks('logs', older_than => interval '8 days') c");

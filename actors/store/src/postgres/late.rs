@@ -60,8 +60,8 @@ pub(super) async fn make(client: &Client, logs: &Logs) -> Result<(), StoreError>
     match made.late() {
         Some(made) if made.is_protected_alike => Ok(()),
         _ => Err(StoreError::Systemic(format!(
-            "{CREATING}: the row security of logs cannot be that of {late}, because its policies use a column or a table that \
-             only logs has; {CONSEQUENCE}"
+            "{CREATING}: the row security of logs cannot be that of {late}, because its policies use a \
+             column or a table that only logs has; {CONSEQUENCE}"
         ))),
     }
 }
@@ -85,16 +85,17 @@ pub(super) async fn keep_protected(client: &Client, logs: &Logs, late: &Late) ->
     }
     Err(StoreError::Systemic(format!(
         "the row security of {table} is not that of logs, so who reads it could see records that logs would not show: \
-         {CONSEQUENCE}, until both tables have the same policies, ENABLE and FORCE ROW LEVEL SECURITY. To let logweir copy \
-         them, drop the policies of {table}, and ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"
+         {CONSEQUENCE}, until both tables have the same policies, ENABLE and FORCE ROW LEVEL SECURITY. To let logweir \
+         copy them, drop the policies of {table}, and \
+         ALTER TABLE {table} DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY"
     )))
 }
 
 /// What is named as the table for late records, and is something else.
 pub(super) fn foreign(home: &Home, kind: &str) -> StoreError {
     StoreError::Systemic(format!(
-        "{} is {kind} that logweir did not make, or that has lost a column or the constraint made_by_logweir: it is not used, and \
-         {CONSEQUENCE}. Rename it; logweir then creates its own",
+        "{} is {kind} that logweir did not make, or that has lost a column or the constraint made_by_logweir: it is \
+         not used, and {CONSEQUENCE}. Rename it; logweir then creates its own",
         home.table(LATE)
     ))
 }
@@ -125,15 +126,16 @@ async fn protect(client: &Client, late: &Relation, logs: &Logs) -> Result<(), Er
 
 /// Grants on `late` what is granted on `logs`, and nothing else: default privileges may have given more.
 async fn grant_like(client: &Client, late: &Relation, logs: &Logs) -> Result<(), Error> {
-    const GIVEN: &str = "SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END \
-        FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $1::text::regclass AND a.grantee <> c.relowner";
+    const GIVEN: &str = "SELECT DISTINCT \
+        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $1::text::regclass AND a.grantee <> c.relowner";
     // Of the table, and of columns that both have.
     const GRANTED: &str = "SELECT format('GRANT %s%s ON %s TO %s%s', a.privilege_type, \
         '(' || quote_ident(a.attname) || ')', $2::text, \
         CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END, \
         CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) \
         FROM (SELECT relowner, NULL::name AS attname, (aclexplode(relacl)).* FROM pg_class WHERE oid = $1 \
-        UNION ALL SELECT c.relowner, f.attname, (aclexplode(f.attacl)).* FROM pg_class c JOIN pg_attribute f ON f.attrelid = c.oid \
+        UNION ALL SELECT c.relowner, f.attname, (aclexplode(f.attacl)).* \
+        FROM pg_class c JOIN pg_attribute f ON f.attrelid = c.oid \
         JOIN pg_attribute l ON l.attname = f.attname AND l.attrelid = $2::text::regclass \
         WHERE c.oid = $1 AND f.attnum > 0 AND NOT f.attisdropped) a WHERE a.grantee <> a.relowner";
     let name = late.to_string();

@@ -54,8 +54,8 @@ static LATE_SQL: LazyLock<String> = LazyLock::new(|| {
     };
     format!(
         "SELECT n.nspname::text, l.relkind::text, \
-         l.relkind = 'r' AND EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = l.oid AND k.conname = '{LATE_MARK}') \
-         AND (SELECT count(*) FROM pg_attribute a \
+         l.relkind = 'r' \
+         AND EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = l.oid AND k.conname = '{LATE_MARK}') AND (SELECT count(*) FROM pg_attribute a \
          JOIN (VALUES {columns}, ('stored_at', 1184)) wanted (name, type) ON a.attname = wanted.name \
          AND a.atttypid = wanted.type::oid WHERE a.attrelid = l.oid AND NOT a.attisdropped) = {wanted}, \
          c.oid IS NULL OR (c.relrowsecurity, c.relforcerowsecurity) = (l.relrowsecurity, l.relforcerowsecurity) \

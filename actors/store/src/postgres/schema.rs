@@ -496,8 +496,8 @@ pub(super) fn sql() -> String {
 /// The statements that create what maintenance makes beside the tables.
 fn late_sql() -> String {
     format!(
-        "DO $do$\nBEGIN\n    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN\n{}\n{}\n    ELSE\n{}\n    \
-         END IF;\nEND\n$do$;",
+        "DO $do$\nBEGIN\n    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN\n{}\n{}\n    \
+         ELSE\n{}\n    END IF;\nEND\n$do$;",
         late::create_sql(),
         view::create_sql_here(true),
         view::create_sql_here(false)
@@ -508,8 +508,8 @@ fn late_sql() -> String {
 fn count_again_sql(table: &Relation) -> String {
     format!(
         "INSERT INTO log_volume (minute, service, severity, lane_id, records) \
-         SELECT date_bin('1 minute', ts, '2000-01-01 00:00Z'), service, severity, (id >> {ORDINAL_BITS})::integer, count(*) \
-         FROM {table} GROUP BY 1, 2, 3, 4"
+         SELECT date_bin('1 minute', ts, '2000-01-01 00:00Z'), service, severity, (id >> {ORDINAL_BITS})::integer, \
+         count(*) FROM {table} GROUP BY 1, 2, 3, 4"
     )
 }
 

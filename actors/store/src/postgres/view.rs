@@ -66,8 +66,8 @@ pub(super) async fn change_sql(client: &Client, logs: &Relation, has_late: bool)
         Some(found) if found == source(&schema, has_late) => Ok(None),
         Some(found) if found.starts_with(MARK) => Ok(Some(create)),
         Some(_) => Err(StoreError::Systemic(format!(
-            "the function {schema}.{FUNCTION}() is not logweir's, and stays as it is: rename it; logweir then creates its own, by \
-             which other programs read all records"
+            "the function {schema}.{FUNCTION}() is not logweir's, and stays as it is: rename it; logweir then creates \
+             its own, by which other programs read all records"
         ))),
     }
 }
