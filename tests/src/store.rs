@@ -34,18 +34,24 @@ impl Store {
     }
 
     /// What has all records, for FROM.
-    fn logs(&self) -> Result<String, String> {
+    ///
+    /// # Errors
+    /// As in [`Store::rows`].
+    pub fn logs(&self) -> Result<String, String> {
         let Self::Postgres(_) = self else { return Ok("logs".to_owned()) };
-        let late = "SELECT conrelid FROM pg_constraint \
-            WHERE conname = 'made_by_logweir' AND conrelid = to_regclass('logweir_late')";
-        let late = self.rows(late)?;
-        Ok(match late.first().and_then(|row| row.first()).is_some_and(|name| !name.is_empty()) {
-            true => {
-                let columns = "id, ts, severity, service, host, message, attributes";
-                format!("(SELECT {columns} FROM logs UNION ALL SELECT {columns} FROM logweir_late) logs")
-            }
-            false => "logs".to_owned(),
-        })
+        let others = self.rows(
+            "SELECT c.relname FROM pg_class c WHERE c.relnamespace = (SELECT relnamespace FROM pg_class \
+             WHERE oid = to_regclass('logs')) AND (c.relname = 'logweir_partitions' AND c.relkind = 'p' \
+             OR c.relname = 'logweir_late' \
+             AND EXISTS (SELECT FROM pg_constraint k WHERE k.conname = 'made_by_logweir' AND k.conrelid = c.oid))",
+        )?;
+        if others.is_empty() {
+            return Ok("logs".to_owned());
+        }
+        let columns = "id, ts, severity, service, host, message, attributes";
+        let others: String =
+            others.concat().iter().map(|table| format!(" UNION ALL SELECT {columns} FROM {table}")).collect();
+        Ok(format!("(SELECT {columns} FROM logs{others}) logs"))
     }
 
     /// Returns the rows of one table and the dead letters of another.

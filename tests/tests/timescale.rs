@@ -15,6 +15,10 @@ use logweir_tests::process::Server;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres_with};
 use logweir_tests::store::Store;
 
+#[path = "timescale/interval.rs"]
+mod interval;
+#[path = "timescale/migrate.rs"]
+mod migrate;
 #[path = "timescale/mover.rs"]
 mod mover;
 #[path = "timescale/policies.rs"]

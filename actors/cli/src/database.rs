@@ -1,5 +1,5 @@
-//! `logweir database`: creates and maintains the tables without a server, and prints the statements for administrators
-//! who want to run them themselves.
+//! `logweir database`: creates and maintains the tables without a server, makes a hypertable of daily partitions, and prints
+//! the statements for administrators who want to run them themselves.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -21,6 +21,11 @@ use crate::store::block_on;
 const ROUNDS_MAX: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// How long records move before the command says what is left, and how often in a row a lock may be in the way.
+const MOVE_FOR: Duration = Duration::from_secs(10);
+const LOCKED_MAX: u32 = 60;
+const LOCKED_PAUSE: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Subcommand)]
 pub(super) enum DatabaseCommand {
     /// Create or upgrade the tables and maintain them once, printing each step
@@ -29,6 +34,13 @@ pub(super) enum DatabaseCommand {
     /// (database.maintenance = false), once a day. A step that fails temporarily, for example because of a lock, is tried
     /// again for half a minute. Exits with 1 if a step failed.
     Prepare(PrepareArgs),
+    /// Make a hypertable of daily partitions, after TimescaleDB was installed
+    ///
+    /// Servers go on meanwhile: lanes wait for a second or two while the tables are exchanged, intake does not, and queries
+    /// find all records at any time. Then the records of the former partitions move in small transactions, the newest first.
+    /// The servers' maintenance moves them, too, so that this can be interrupted, and run again to see what is left. The
+    /// database needs space for the largest partition once more.
+    Migrate(MigrateArgs),
     /// Print the GRANT statements that a role needs
     ///
     /// Connects to database.url to find the schema. Pipe them to psql as the owner of the tables.
@@ -44,6 +56,12 @@ pub(super) struct PrepareArgs {
     /// Output format
     #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
     output: Output,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MigrateArgs {
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -80,6 +98,7 @@ impl DatabaseCommand {
     pub(super) fn config_mut(&mut self) -> &mut ConfigArgs {
         match self {
             Self::Prepare(args) => &mut args.store.config,
+            Self::Migrate(args) => &mut args.store.config,
             Self::Grants(args) => &mut args.store.config,
             Self::Schema(args) => &mut args.config,
         }
@@ -89,6 +108,7 @@ impl DatabaseCommand {
 pub(super) fn database(command: &DatabaseCommand) -> Outcome {
     match command {
         DatabaseCommand::Prepare(args) => prepare(args),
+        DatabaseCommand::Migrate(args) => migrate(args),
         DatabaseCommand::Grants(args) => grants(args),
         DatabaseCommand::Schema(_) => {
             let mut out = io::stdout().lock();
@@ -142,6 +162,50 @@ async fn maintain(store: &dyn LogStore) -> (usize, Vec<MaintenanceStep>) {
             return (maintained, steps);
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn migrate(args: &MigrateArgs) -> Outcome {
+    let database = args.store.load()?.config.database;
+    let AnyStore::Postgres(store) = store::open(&database).map_err(Failure::store)? else {
+        let message = "database.url does not name PostgreSQL: only PostgreSQL can have TimescaleDB";
+        return Err(Failure::new(exit::CONFIG, message));
+    };
+    let say = |line: &str| {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{line}").and_then(|()| out.flush())
+    };
+    block_on(async {
+        let exchanged = patiently(async || store.migrate().await).await.map_err(Failure::store)?;
+        say(if exchanged { "table logs is a hypertable now" } else { "table logs is a hypertable" })?;
+        let mut before = None;
+        loop {
+            let left = patiently(async || store.move_partitions(MOVE_FOR).await).await.map_err(Failure::store)?;
+            if left.partitions == 0 {
+                say("all records are in it")?;
+                return Ok(exit::OK.into());
+            }
+            say(&format!("{} former partitions with {} MiB are left", left.partitions, left.bytes >> 20))?;
+            if before.replace(left) == Some(left) {
+                // Another process moves them.
+                tokio::time::sleep(LOCKED_PAUSE).await;
+            }
+        }
+    })?
+}
+
+/// Tries again what others keep from being done for a moment.
+async fn patiently<T>(work: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut attempt = 1;
+    loop {
+        match work().await {
+            Err(StoreError::Transient(why)) if attempt < LOCKED_MAX => {
+                attempt += 1;
+                let _ = writeln!(io::stderr(), "trying again: {}", escaped(&why));
+            }
+            done => return done,
+        }
+        tokio::time::sleep(LOCKED_PAUSE).await;
     }
 }
 

@@ -71,8 +71,10 @@
 //!     letter         makes dead letters of those that the table refuses
 //!     moving         a round of moving
 //!     expire         deletes those that have expired
+//!   migrate          from daily partitions to a hypertable
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs: compression, and whether they work
+//!   interval         how long a chunk is
 //!   clock            the trusted time in the database
 //!   idempotency      what is stored of each request that may be repeated
 //!   takeover_digest  a column that tables of an earlier version lack

@@ -28,6 +28,10 @@ pub struct Database {
     pub retention_days: u32,
     /// Age in days at which TimescaleDB compresses a chunk; 0 disables it.
     pub compress_after_days: u32,
+    /// Whether records are compressed while they are stored. `TimescaleDB` 2.21 and later only.
+    pub direct_compress: bool,
+    /// Seconds that a chunk has; 0 decides by the rate. `TimescaleDB` only.
+    pub chunk_interval_s: u32,
     /// Days before the present from which on a record is late: TimescaleDB stores it beside the chunks first.
     pub late_after_days: u32,
     /// Days after the present from which on a record is handled as a late one.
@@ -59,6 +63,8 @@ impl Database {
             statement_timeout_ms: 60_000,
             retention_days: 0,
             compress_after_days: 7,
+            direct_compress: false,
+            chunk_interval_s: 0,
             late_after_days: 7,
             early_after_days: 1,
             text_index: true,

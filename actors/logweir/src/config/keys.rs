@@ -412,6 +412,18 @@ pub static KEYS: &[Key] = &[
         "TimescaleDB only: age at which a chunk is compressed; 0 disables it",
     ),
     key(
+        "database.direct_compress",
+        "false",
+        Kind::Bool(|c| &mut c.database.direct_compress),
+        "TimescaleDB 2.21 and later: records are compressed while they are stored, for about twice the database's CPU time and a third of the space until their chunk is compressed",
+    ),
+    key(
+        "database.chunk_interval_s",
+        "0",
+        number(U32(|c| &mut c.database.chunk_interval_s), Seconds, 0, 604_800),
+        "TimescaleDB only: how long a chunk is; 0 decides by the rate of records (a quarter of the server's memory, a day at most), and keeps an interval that was set with set_chunk_time_interval",
+    ),
+    key(
         "database.late_after_days",
         "7",
         number(U32(|c| &mut c.database.late_after_days), Days, 1, 366),

@@ -101,6 +101,8 @@ pub(super) struct Limits {
     pub(super) statement: Duration,
     /// How far from the present a record may be to be stored with the others of its day, if there is a table for the rest.
     pub(super) reach: Reach,
+    /// Whether rows are compressed while they are copied.
+    pub(super) direct_compress: bool,
 }
 
 /// A lane's connection.
@@ -166,6 +168,13 @@ pub(super) async fn end_stalled(connection: &Connection, name: &str) {
     let _ = connection.client.execute_typed(END_STALLED_SQL, &[(&name, Type::TEXT)]).await;
 }
 
+/// Whether this version of TimescaleDB can compress rows while they are copied.
+async fn has_direct_compress(connection: &Connection) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = 'timescaledb.enable_direct_compress_copy')";
+    let found = connection.client.query_typed_one(SQL, &[]).await;
+    Ok(found.map_err(|error| failure("looking for direct compression", &error))?.get(0))
+}
+
 impl PgLane {
     pub(super) async fn open(
         connector: Connector,
@@ -205,6 +214,8 @@ impl PgLane {
         let row_security = connection.client.query_typed_one(ROW_SECURITY_SQL, &[(&table, Type::TEXT)]).await;
         let has_policies = row_security.map_err(|error| failure("reading the row security of logs", &error))?.get(0);
         let logs = Target { copy: prepare(Place::Logs.sql(&home, COPY_SQL)).await?, has_policies };
+        let compresses = self.limits.direct_compress && is_hypertable && has_direct_compress(&connection).await?;
+        let begin = self.begin_sql(compresses);
         Ok(LaneSession {
             connection,
             home,
@@ -219,7 +230,7 @@ impl PgLane {
             guard,
             claim: None,
             ascii,
-            begin: self.begin_sql(),
+            begin,
             limit,
             is_new: true,
         })
@@ -236,13 +247,14 @@ impl PgLane {
         }
     }
 
-    fn begin_sql(&self) -> String {
+    fn begin_sql(&self, compresses: bool) -> String {
         // Row locks suffice: under a role's default of SERIALIZABLE lanes would end each other's transactions.
         // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of logweir.
         format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
-             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'",
-            self.limits.statement.as_millis()
+             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'{}",
+            self.limits.statement.as_millis(),
+            if compresses { "; SET LOCAL timescaledb.enable_direct_compress_copy = on" } else { "" }
         )
     }
 

@@ -52,7 +52,7 @@ pub(super) async fn make(client: &Client, logs: &Logs) -> Result<(), StoreError>
     // Before anybody may read it.
     protect(client, &late, logs).await.map_err(failed)?;
     grant_like(client, &late, logs).await.map_err(failed)?;
-    if let Ok(Some(sql)) = view::change_sql(client, &logs.table, true).await {
+    if let Ok(Some(sql)) = view::change_sql(client, &logs.table, &[LATE]).await {
         // If not, maintenance says why.
         optional(client, &sql).await.map_err(failed)?;
     }
@@ -125,9 +125,10 @@ async fn protect(client: &Client, late: &Relation, logs: &Logs) -> Result<(), Er
 }
 
 /// Grants on `late` what is granted on `logs`, and nothing else: default privileges may have given more.
-async fn grant_like(client: &Client, late: &Relation, logs: &Logs) -> Result<(), Error> {
+pub(super) async fn grant_like(client: &Client, late: &Relation, logs: &Logs) -> Result<(), Error> {
     const GIVEN: &str = "SELECT DISTINCT \
-        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $1::text::regclass AND a.grantee <> c.relowner";
+        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END \
+        FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = $1::text::regclass AND a.grantee <> c.relowner";
     // Of the table, and of columns that both have.
     const GRANTED: &str = "SELECT format('GRANT %s%s ON %s TO %s%s', a.privilege_type, \
         '(' || quote_ident(a.attname) || ')', $2::text, \

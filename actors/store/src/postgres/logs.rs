@@ -18,6 +18,9 @@ use crate::error::StoreError;
 /// Name of the table beside a hypertable that takes records far from the present.
 pub(super) const LATE: &str = "logweir_late";
 
+/// What `logs` is called that had daily partitions before a hypertable took its place, until its records have moved.
+pub(super) const FORMER: &str = "logweir_partitions";
+
 /// The constraint by which [`LATE`] is known to be logweir's.
 pub(super) const LATE_MARK: &str = "made_by_logweir";
 
@@ -138,6 +141,39 @@ pub(super) async fn find_late(client: &impl GenericClient, schema: Option<&str>)
     Ok(row.as_ref().map_or(Beside::Nothing, Beside::of))
 }
 
+/// What a snapshot says about [`FORMER`].
+pub(super) struct Former {
+    /// The table, if it is there.
+    pub(super) table: Option<Relation>,
+    /// `logs`, if a hypertable can take its place at any moment.
+    exchangeable: Option<Oid>,
+}
+
+/// Looks for [`FORMER`] in `schema`, or in that of the `logs` that search_path finds.
+pub(super) async fn find_former(client: &impl GenericClient, schema: Option<&str>) -> Result<Former, Error> {
+    const SQL: &str = "SELECT n.nspname::text, \
+        EXISTS (SELECT FROM pg_class f WHERE f.relnamespace = n.oid AND f.relname = $2 AND f.relkind = 'p'), \
+        (SELECT c.oid FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'logs' AND c.relkind = 'p' \
+        AND EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')) \
+        FROM pg_namespace n WHERE n.oid = (SELECT CASE WHEN $1 IS NULL \
+        THEN (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('logs')) \
+        ELSE (SELECT oid FROM pg_namespace WHERE nspname = $1) END)";
+    let row = client.query_typed_opt(SQL, &[(&schema, Type::TEXT), (&FORMER, Type::TEXT)]).await?;
+    let Some(row) = row else { return Ok(Former { table: None, exchangeable: None }) };
+    let table = row.get::<_, bool>(1).then(|| Relation { schema: row.get(0), name: FORMER.to_owned() });
+    Ok(Former { table, exchangeable: row.get(2) })
+}
+
+impl Former {
+    /// Whether a hypertable took the place of `logs` between the snapshot and what was read since: a name stands for the
+    /// table that has it now, whose records the snapshot does not see.
+    pub(super) async fn was_exchanged(&self, client: &impl GenericClient, logs: &str) -> Result<bool, Error> {
+        let Some(before) = self.exchangeable else { return Ok(false) };
+        let now = client.query_typed_one("SELECT to_regclass($1)::oid", &[(&logs, Type::TEXT)]).await?;
+        Ok(now.get::<_, Option<Oid>>(0) != Some(before))
+    }
+}
+
 /// The table `logs` as it is now.
 pub(super) struct Logs {
     pub(super) oid: Oid,
@@ -147,6 +183,8 @@ pub(super) struct Logs {
     pub(super) default: Option<Relation>,
     /// The table for late records, if it is there.
     pub(super) late: Option<Relation>,
+    /// [`FORMER`], if it is there; of that, `logs`.
+    pub(super) former: Option<Relation>,
     /// For the partitions: ` TABLESPACE …`, or nothing.
     pub(super) tablespace: String,
     pub(super) server_version: i32,
@@ -168,6 +206,22 @@ pub(super) enum LogsKind {
 impl Logs {
     /// Reads the table that a flush writes to.
     pub(super) async fn read(client: &Client, home: &Home) -> Result<Self, StoreError> {
+        let Some(logs) = Self::read_table(client, home, "logs").await? else {
+            return Err(StoreError::Systemic(format!(
+                "table logs was not found in schema {home}; it is created when a lane connects again"
+            )));
+        };
+        Ok(logs)
+    }
+
+    /// Reads [`FORMER`].
+    pub(super) async fn read_former(client: &Client, home: &Home) -> Result<Option<Self>, StoreError> {
+        let former = Self::read_table(client, home, FORMER).await?;
+        let former = former.filter(|former| former.kind == LogsKind::Partitioned);
+        Ok(former.map(|former| Self { former: Some(home.table("logs")), ..former }))
+    }
+
+    async fn read_table(client: &Client, home: &Home, name: &str) -> Result<Option<Self>, StoreError> {
         let row = client
             .query_opt(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
@@ -178,16 +232,12 @@ impl Logs {
                  LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
                  LEFT JOIN pg_namespace dn ON dn.oid = d.relnamespace \
                  LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace \
-                 WHERE n.nspname = $1 AND c.relname = 'logs'",
-                &[&home.name()],
+                 WHERE n.nspname = $1 AND c.relname = $2",
+                &[&home.name(), &name],
             )
             .await
             .map_err(failed("reading the table logs"))?;
-        let Some(row) = row else {
-            return Err(StoreError::Systemic(format!(
-                "table logs was not found in schema {home}; it is created when a lane connects again"
-            )));
-        };
+        let Some(row) = row else { return Ok(None) };
         let relation = |schema: usize, name: usize| Some(Relation { schema: row.get(schema), name: row.get(name) });
         let table = Relation { schema: row.get(1), name: row.get(2) };
         let kind = match row.get(3) {
@@ -199,16 +249,18 @@ impl Logs {
         };
         let tablespace = row.get::<_, Option<String>>(6);
         let beside = find_late(client, Some(home.name())).await.map_err(failed("looking for late records"))?;
-        Ok(Self {
+        let former = find_former(client, Some(home.name())).await.map_err(failed("looking for former partitions"))?;
+        Ok(Some(Self {
             oid: row.get(0),
             late: beside.late().map(|late| late.table),
+            former: former.table,
             table,
             kind,
             default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),
             tablespace: tablespace.map_or(String::new(), |name| format!(" TABLESPACE {}", quoted(&name))),
             server_version: row.get(7),
             has_citus: row.get(8),
-        })
+        }))
     }
 
     /// The table `name` in the schema of `logs`.
@@ -216,18 +268,24 @@ impl Logs {
         Relation { schema: self.table.schema.clone(), name: name.to_owned() }
     }
 
+    /// The tables that have records beside this one.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Relation> {
+        self.late.iter().chain(&self.former)
+    }
+
     /// What contains all records, with these columns, for FROM.
     pub(super) fn all(&self, columns: &str) -> String {
-        match &self.late {
-            None => self.table.to_string(),
-            Some(late) => union_all(columns, &self.table.to_string(), &late.to_string()),
-        }
+        union_all(columns, &self.table.to_string(), self.others().map(Relation::to_string))
     }
 }
 
-/// The records of both tables, for FROM. They are read in one snapshot, so a record that moves is seen once.
-pub(super) fn union_all(columns: &str, logs: &str, late: &str) -> String {
-    format!("(SELECT {columns} FROM {logs} UNION ALL SELECT {columns} FROM {late}) logs")
+/// The records of all tables, for FROM. They are read in one snapshot, so a record that moves is seen once.
+pub(super) fn union_all(columns: &str, logs: &str, others: impl IntoIterator<Item = String>) -> String {
+    let others: String = others.into_iter().map(|table| format!(" UNION ALL SELECT {columns} FROM {table}")).collect();
+    match others.is_empty() {
+        true => logs.to_owned(),
+        false => format!("(SELECT {columns} FROM {logs}{others}) logs"),
+    }
 }
 
 /// The order of the records of a page, by `direction` (`DESC`: newest first). Also of what is compressed: a page then

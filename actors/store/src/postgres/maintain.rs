@@ -24,7 +24,7 @@ use super::product::KnownProduct;
 use super::retention::{delete_counters, delete_rows};
 use super::timescale::Timescale;
 use super::types::Time;
-use super::{chunk, idempotency, mover, policy, schema, takeover_digest, view};
+use super::{chunk, idempotency, interval, migrate, mover, policy, schema, takeover_digest, view};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::clock::horizon;
@@ -55,6 +55,8 @@ pub(super) struct RetentionSettings {
     pub(super) retention_days: u32,
     /// Days until chunks are compressed; 0 disables compression. `TimescaleDB` only.
     pub(super) compress_after_days: u32,
+    /// Seconds that a chunk has; 0 decides by the rate. `TimescaleDB` only.
+    pub(super) chunk_interval_s: u32,
     /// Whether closed partitions get a text index.
     pub(super) text_index: bool,
     /// Which records are late.
@@ -74,6 +76,8 @@ enum Step {
     Partitions,
     /// TimescaleDB's own jobs.
     Policies,
+    /// How long the next chunks are.
+    ChunkInterval,
     /// Whether they work.
     Jobs,
     /// Partitions or chunks that have expired.
@@ -86,6 +90,8 @@ enum Step {
     IdempotencyKeys,
     /// The table for late records.
     LateTable,
+    /// Records of former partitions move into chunks.
+    FormerPartitions,
     /// Late records move into chunks.
     LateRecords,
     /// The function by which other programs read all records.
@@ -96,18 +102,20 @@ enum Step {
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 15] = [
+const STEPS: [(Step, &str); 17] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
     (Step::Partitions, "partitions"),
     (Step::Policies, "policies"),
+    (Step::ChunkInterval, "chunk_interval"),
     (Step::Jobs, "jobs"),
     (Step::RetentionPartitions, "retention_partitions"),
     (Step::RetentionRows, "retention_rows"),
     (Step::RetentionCounters, "retention_counters"),
     (Step::IdempotencyKeys, "idempotency_keys"),
     (Step::LateTable, "late_table"),
+    (Step::FormerPartitions, "former_partitions"),
     (Step::LateRecords, "late_records"),
     (Step::View, "logweir_logs"),
     (Step::TakeoverDigest, "takeover_digest"),
@@ -234,6 +242,30 @@ pub(super) async fn round(
     steps
 }
 
+/// Makes a hypertable of a partitioned table, while no round runs. Returns whether it was not one before.
+pub(super) async fn exchange(
+    connector: &Connector,
+    home: &KnownHome,
+    timescale: &Timescale,
+) -> Result<bool, StoreError> {
+    let Some(mut session) = Session::open(connector, home, "logweir/migrate", "maintain").await? else {
+        return Err(StoreError::Transient("another process maintains the tables at the moment".to_owned()));
+    };
+    let home = session.home.clone();
+    let client = session.client().await?;
+    let exchanging = async {
+        let logs = Logs::read(client, &home).await?;
+        if !migrate::check(client, &logs).await? {
+            return Ok(false);
+        }
+        schema::keep_late(client, &home, &logs).await?;
+        migrate::exchange(client, timescale, &Logs::read(client, &home).await?).await.map(|()| true)
+    };
+    let exchanged = exchanging.await;
+    session.close().await;
+    exchanged
+}
+
 /// Builds the indexes that closed partitions lack, unless another process is doing so.
 pub(super) async fn build_indexes(
     connector: &Connector,
@@ -290,11 +322,18 @@ impl Round<'_> {
                 let told = &self.memory.told_edition;
                 policy::set_policies(client, timescale, &logs, retention_days, compress_after_days, told).await
             }
+            (Step::ChunkInterval, _, Some(timescale)) => {
+                let RetentionSettings { retention_days, chunk_interval_s, .. } = self.settings;
+                interval::set_interval(client, timescale, &logs, chunk_interval_s, retention_days).await
+            }
             (Step::Jobs, _, Some(_)) => policy::check_jobs(client, &logs).await,
             (Step::RetentionPartitions, Some(first_kept), None) if is_partitioned => {
                 drop_partitions(client, &logs, first_kept).await
             }
             (Step::RetentionPartitions, Some(first_kept), Some(timescale)) => {
+                if let Some(former) = Logs::read_former(client, home).await? {
+                    drop_partitions(client, &former, first_kept).await?;
+                }
                 // Before the chunks, so that few are left to go with them.
                 let late = mover::delete_expired(client, &logs, first_kept).await;
                 let chunks = chunk::drop_chunks(client, timescale, &logs, first_kept).await;
@@ -309,14 +348,22 @@ impl Round<'_> {
                 };
                 late.and(rows)
             }
-            // Nothing is outside of chunks.
-            (Step::RetentionRows, Some(_), Some(_)) => Ok(()),
+            // Nothing is outside of chunks, but in the default one of former partitions.
+            (Step::RetentionRows, Some(first_kept), Some(_)) => {
+                match Logs::read_former(client, home).await?.and_then(|former| former.default) {
+                    Some(default) => delete_rows(client, &logs, &default, first_kept).await,
+                    None => Ok(()),
+                }
+            }
             (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
             (Step::LateTable, _, timescale) if timescale.is_some() || logs.late.is_some() => {
                 schema::keep_late(client, home, &logs).await
             }
             (Step::View, ..) => view::keep(client, &logs).await,
+            (Step::FormerPartitions, first_kept, Some(_)) if logs.former.is_some() => {
+                migrate::move_partitions(client, home, &logs, first_kept, Instant::now() + migrate::MOVE_FOR).await
+            }
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
                 let now_us = database_us(client).await?;
                 // A partition takes any record.

@@ -26,8 +26,10 @@ mod chunk;
 mod place;
 mod late;
 mod mover;
+mod migrate;
 mod index;
 mod policy;
+mod interval;
 mod clock;
 mod idempotency;
 mod takeover_digest;
@@ -44,6 +46,7 @@ mod read;
 mod store;
 
 pub use self::grants::Purpose;
+pub use self::migrate::PartitionsLeft;
 pub use self::store::PostgresStore;
 
 use self::access::UrlKey;

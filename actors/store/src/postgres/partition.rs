@@ -45,11 +45,11 @@ const DROP_CHECK_ATTEMPTS: u32 = 10;
 const DEFAULT_NAME: &str = "logs_default";
 
 /// A partition that is not the default one.
-struct Partition {
-    relation: Relation,
+pub(super) struct Partition {
+    pub(super) relation: Relation,
     is_plain: bool,
-    from_us: i64,
-    to_us: i64,
+    pub(super) from_us: i64,
+    pub(super) to_us: i64,
 }
 
 impl Logs {
@@ -105,7 +105,7 @@ impl Logs {
         Ok(client.query_one(sql, &[&self.oid]).await?.get(0))
     }
 
-    async fn partitions(&self, client: &Client) -> Result<Vec<Partition>, StoreError> {
+    pub(super) async fn partitions(&self, client: &Client) -> Result<Vec<Partition>, StoreError> {
         // The bounds are read as they were written in the same session, so its time zone and DateStyle do not matter.
         let rows = client
             .query(

@@ -42,8 +42,11 @@ async fn product(client: &Client, home: &Home) -> Result<(&'static str, String),
     let edition = if is_apache { ", Apache edition" } else { "" };
     Ok(match is_hypertable(client, &home.table("logs")).await? {
         true => ("TimescaleDB", format!("{version}{edition} (PostgreSQL {postgres})")),
-        false => {
-            ("PostgreSQL", format!("{postgres} (TimescaleDB {version} is not used: table logs has daily partitions)"))
-        }
+        false => (
+            "PostgreSQL",
+            format!(
+                "{postgres} (TimescaleDB {version} is not used: table logs has daily partitions; `logweir database migrate` makes it a hypertable)"
+            ),
+        ),
     })
 }

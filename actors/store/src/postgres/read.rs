@@ -13,13 +13,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{TryStreamExt, pin_mut};
 use logweir_record::record::{Record, Severity};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 
 use super::connect::describe;
 use super::filter::Sql;
 use super::home::{Home, KnownHome};
-use super::logs::{COLUMN_NAMES, Late, find_late, page_order, union_all};
+use super::logs::{COLUMN_NAMES, Late, find_former, find_late, page_order, union_all};
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
@@ -98,25 +99,31 @@ impl PostgresReader {
         }
     }
 
-    /// Runs a read, and restarts it in pieces if flushes fall behind meanwhile.
+    /// Runs a read, and restarts it in pieces if flushes fall behind meanwhile, or once if the table was exchanged.
     async fn throttled<T, F>(&self, reading: impl Fn() -> F) -> Result<Snapshot<T>, ReadError>
     where
-        F: Future<Output = Result<Snapshot<T>, ReadError>>,
+        F: Future<Output = Result<Option<Snapshot<T>>, ReadError>>,
     {
-        if !self.throttle.is_behind() {
-            tokio::select! {
-                done = reading() => return done,
-                () = self.throttle.throttled() => {}
+        for _ in 0..2 {
+            let done = match self.throttle.is_behind() {
+                true => reading().await,
+                false => tokio::select! {
+                    done = reading() => done,
+                    () = self.throttle.throttled() => reading().await,
+                },
+            };
+            if let Some(done) = done.transpose() {
+                return done;
             }
         }
-        reading().await
+        Err(ReadError::Unavailable("the table logs was exchanged while it was read; ask again".to_owned()))
     }
 
-    /// Runs `work` in one snapshot.
+    /// Runs `work` in one snapshot. Returns nothing if the table was exchanged meanwhile.
     async fn read<T>(
         &self,
         work: impl AsyncFnOnce(&Reading<'_, '_>) -> Result<T, ReadStop>,
-    ) -> Result<Snapshot<T>, ReadError> {
+    ) -> Result<Option<Snapshot<T>>, ReadError> {
         let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(error).to_string()))?;
         let mut guard = CancelOnDrop { object: Some(object) };
         let connection = guard.object.as_mut().expect("the connection is taken only at the end");
@@ -139,13 +146,26 @@ impl PostgresReader {
             let logs = self.table("logs");
             let home = self.home.as_ref().and_then(KnownHome::get);
             let late = find_late(&*transaction, home.as_ref().map(Home::name));
-            let (limited, lanes, late) = tokio::join!(transaction.batch_execute(&limit), lanes, late);
+            let former = find_former(&*transaction, home.as_ref().map(Home::name));
+            let (limited, lanes, late, former) = tokio::join!(transaction.batch_execute(&limit), lanes, late, former);
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
-            let late = late?.late();
-            let value = work(&Reading { transaction: &transaction, logs, late }).await?;
+            let (late, former) = (late?.late(), former?);
+            let table = former.table.as_ref().map(ToString::to_string);
+            let is_moving = table.is_some();
+            let reading = Reading { transaction: &transaction, logs, late, former: table };
+            let value = match work(&reading).await {
+                // The last of the former partitions was just dropped.
+                Err(ReadStop::Failed(error)) if is_moving && error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                    return Ok(None);
+                }
+                done => done?,
+            };
+            if former.was_exchanged(&*transaction, &reading.logs).await? {
+                return Ok(None);
+            }
             transaction.commit().await?;
-            Ok(Snapshot { value, lanes })
+            Ok(Some(Snapshot { value, lanes }))
         };
         match tokio::time::timeout(self.timeout + GRACE, reading).await {
             Err(_) => Err(self.too_slow()),
@@ -216,24 +236,30 @@ struct Reading<'r, 'c> {
     /// The table of records, and the one for late records, if there is one.
     logs: String,
     late: Option<Late>,
+    /// The one with former partitions, if there is one.
+    former: Option<String>,
 }
 
 impl Reading<'_, '_> {
-    /// The table for late records, if it has some of `range`.
-    async fn late(&self, range: Range) -> Result<Option<String>, ReadStop> {
-        let Some(late) = &self.late else { return Ok(None) };
-        let table = late.table.to_string();
+    /// Whether a table has records of `range`.
+    async fn has_some(&self, table: &str, range: Range) -> Result<bool, ReadStop> {
         let mut sql = Sql::new("SELECT EXISTS (SELECT FROM ");
         sql.push(&format!("{table} WHERE "));
         within(&mut sql, range);
         sql.push(")");
         let statement = self.transaction.prepare_typed(&sql.text, &sql.types()).await?;
-        if !self.transaction.query_one(&statement, &sql.parameters()).await?.get::<_, bool>(0) {
+        Ok(self.transaction.query_one(&statement, &sql.parameters()).await?.get(0))
+    }
+
+    /// The table for late records, if it has some of `range`.
+    async fn late(&self, range: Range) -> Result<Option<String>, ReadStop> {
+        let Some(late) = &self.late else { return Ok(None) };
+        let table = late.table.to_string();
+        if !self.has_some(&table, range).await? {
             return Ok(None);
         }
         if !late.is_protected_alike && (late.has_policies || late.logs_has_policies) {
-            // Not as unprepared: the cache would answer then, which knows no policies.
-            return Err(ReadStop::Refused(ReadError::Failed(format!(
+            return Err(ReadStop::Refused(ReadError::Unprepared(format!(
                 "the row security of {table} is not that of logs, so the records that this role may see are not known: give \
                  both tables the same policies"
             ))));
@@ -241,18 +267,26 @@ impl Reading<'_, '_> {
         Ok(Some(table))
     }
 
+    /// The tables beside `logs` that have records of `range`.
+    async fn others(&self, range: Range) -> Result<Vec<String>, ReadStop> {
+        let mut others: Vec<String> = self.late(range).await?.into_iter().collect();
+        if let Some(former) = &self.former
+            && self.has_some(former, range).await?
+        {
+            others.push(former.clone());
+        }
+        Ok(others)
+    }
+
     /// What contains the records of `range`, for FROM.
     async fn all(&self, range: Range) -> Result<String, ReadStop> {
-        Ok(match self.late(range).await? {
-            Some(late) => union_all(COLUMN_NAMES, &self.logs, &late),
-            None => self.logs.clone(),
-        })
+        Ok(union_all(COLUMN_NAMES, &self.logs, self.others(range).await?))
     }
 
     /// The tables that have records of `range`. Counts are made for each and added: an aggregate over both at once is
     /// several times as slow on a hypertable, and one late record would be enough.
     async fn each(&self, range: Range) -> Result<Vec<String>, ReadStop> {
-        Ok(std::iter::once(self.logs.clone()).chain(self.late(range).await?).collect())
+        Ok(std::iter::once(self.logs.clone()).chain(self.others(range).await?).collect())
     }
 }
 

@@ -376,7 +376,7 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
         // The time is trusted before the first record can have a wrong one.
         client.batch_execute(&clock::begin_sql(wall_us())).await.map_err(failed)?;
         client.batch_execute(&idempotency::create_sql()).await.map_err(failed)?;
-        optional(client, &view::create_sql(&quoted(&plan.schema), false)).await.map_err(failed)?;
+        optional(client, &view::create_sql(&quoted(&plan.schema), &[])).await.map_err(failed)?;
     } else if !plan.tables.is_empty() {
         tracing::warn!(
             tables = plan.tables.join(", "),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use logweir_engine::clock::wall_us;
 use logweir_engine::journal::LaneId;
+use tokio::time::Instant;
 use tokio_postgres::{IsolationLevel, Row};
 use uuid::Uuid;
 
@@ -14,13 +15,15 @@ use super::flush::{Limits, PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
 use super::home::{Home, KnownHome};
 use super::lane_row::all_lanes;
-use super::logs::{Logs, LogsKind};
+use super::logs::{Logs, LogsKind, find_former, find_late, union_all};
 use super::maintain::{self, Memory, RetentionSettings};
+use super::migrate::{self, PartitionsLeft};
 use super::patience::Patience;
 use super::place::{Placing, Reach, SharedFallback};
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::product::KnownProduct;
 use super::read::PostgresReader;
+use super::timescale::{self, Installed, Timescale};
 use super::{dead_letters, lease, schema};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
@@ -54,6 +57,7 @@ pub struct PostgresStore {
     statement_timeout: Duration,
     retention: RetentionSettings,
     product: KnownProduct,
+    direct_compress: bool,
     memory: Memory,
     fallback: SharedFallback,
     last_taken: LastTaken,
@@ -83,9 +87,11 @@ impl PostgresStore {
             connector,
             home,
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
+            direct_compress: database.direct_compress,
             retention: RetentionSettings {
                 retention_days: database.retention_days,
                 compress_after_days: database.compress_after_days,
+                chunk_interval_s: database.chunk_interval_s,
                 text_index: database.text_index,
                 reach: reach(database),
             },
@@ -112,6 +118,53 @@ impl PostgresStore {
         grants::grants(&connection.client, role, purpose).await
     }
 
+    /// Makes a hypertable of a table `logs` that has daily partitions, whose records [`Self::move_partitions`] moves. Returns
+    /// whether it was not one before.
+    ///
+    /// # Errors
+    /// [`StoreError::Transient`] while others use the table, or maintain it. [`StoreError::Systemic`] if `TimescaleDB` cannot
+    /// be used, or if something is attached to the table that would not be in its place afterwards.
+    pub async fn migrate(&self) -> Result<bool, StoreError> {
+        const LOOKING: &str = "looking for TimescaleDB";
+        let connection = self.connector.connect("logweir/migrate").await?;
+        let home = self.home.find(&connection.client).await?;
+        if Logs::read(&connection.client, &home).await?.kind == LogsKind::Hypertable {
+            return Ok(false);
+        }
+        let installed = timescale::installed(&connection.client).await.map_err(failed(LOOKING))?;
+        if installed == Installed::Preloaded {
+            schema::create_timescale(&self.connector).await;
+        }
+        // A session loads the extension when it begins.
+        let connection = self.connector.connect("logweir/migrate").await?;
+        let Some(timescale) = Timescale::find(&connection.client).await.map_err(failed(LOOKING))? else {
+            return Err(StoreError::Systemic(
+                match installed {
+                    Installed::NotPreloaded => {
+                        "the server has not loaded TimescaleDB: add timescaledb to shared_preload_libraries, and restart it"
+                    }
+                    _ => "the database has no extension timescaledb: install it on the server, and CREATE EXTENSION timescaledb",
+                }
+                .to_owned(),
+            ));
+        };
+        maintain::exchange(&self.connector, &self.home, &timescale).await
+    }
+
+    /// Moves records from former partitions to the hypertable, the newest first. Returns what is left after about this time.
+    ///
+    /// # Errors
+    /// [`StoreError::Transient`] and [`StoreError::Systemic`], as the methods of [`LogStore`].
+    pub async fn move_partitions(&self, time: Duration) -> Result<PartitionsLeft, StoreError> {
+        let connection = self.connector.connect("logweir/migrate").await?;
+        let home = self.home.find(&connection.client).await?;
+        let logs = Logs::read(&connection.client, &home).await?;
+        if logs.kind == LogsKind::Hypertable {
+            migrate::move_partitions(&connection.client, &home, &logs, None, Instant::now() + time).await?;
+        }
+        migrate::left(&connection.client, &home).await
+    }
+
     /// Returns the statements that create the tables, for administrators who want to run them themselves. Run as
     /// they are, logweir has nothing left to create.
     #[must_use]
@@ -120,7 +173,7 @@ impl PostgresStore {
     }
 
     fn limits(&self) -> Limits {
-        Limits { statement: self.statement_timeout, reach: self.retention.reach }
+        Limits { statement: self.statement_timeout, reach: self.retention.reach, direct_compress: self.direct_compress }
     }
 
     /// A connection for administration, and where the tables are.
@@ -217,27 +270,36 @@ impl LogStore for PostgresStore {
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
         let (mut admin, home) = self.admin().await?;
         let (first, end) = (row.lane_id << ORDINAL_BITS, (row.lane_id + 1) << ORDINAL_BITS);
-        let logs = Logs::read(&admin.client, &home).await?.all("id");
         // Three statements of one snapshot: Citus counts no other table in the same one.
-        let rows = format!("SELECT count(*), count(DISTINCT id) FROM {logs} WHERE id >= $1 AND id < $2");
+        let table = home.table("logs").to_string();
         let dead = "SELECT count(*) FROM $home.logweir_dead_letter WHERE id >= $1 AND id < $2";
         let replayed = "SELECT coalesce(sum(records), 0)::bigint FROM $home.logweir_replayed WHERE lane_id = $1";
         let counting = async {
             let snapshot = admin.client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
             let snapshot = snapshot.read_only(true).start().await?;
+            let late = find_late(&*snapshot, Some(home.name())).await?.late().map(|late| late.table);
+            let former = find_former(&*snapshot, Some(home.name())).await?;
+            let others = late.iter().chain(&former.table).map(ToString::to_string);
+            let logs = union_all("id", &table, others);
+            let rows = format!("SELECT count(*), count(DISTINCT id) FROM {logs} WHERE id >= $1 AND id < $2");
             let counted = snapshot.query_one(&rows, &[&first, &end]).await?;
             let dead = snapshot.query_one(&home.sql(dead), &[&first, &end]).await?;
             let lane_id = i32::try_from(row.lane_id).unwrap_or(i32::MAX);
             let replayed = snapshot.query_one(&home.sql(replayed), &[&lane_id]).await?;
+            if former.was_exchanged(&*snapshot, &table).await? {
+                return Ok(None);
+            }
             let count = |row: &Row, column| row.get::<_, i64>(column).cast_unsigned();
-            Ok(StoredCount {
+            Ok(Some(StoredCount {
                 rows: count(&counted, 0),
                 distinct: count(&counted, 1),
                 dead_letters: count(&dead, 0),
                 replayed: count(&replayed, 0),
-            })
+            }))
         };
-        counting.await.map_err(failed("counting rows"))
+        counting.await.map_err(failed("counting rows"))?.ok_or_else(|| {
+            StoreError::Transient("the table logs was exchanged while its rows were counted; try again".to_owned())
+        })
     }
 
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {

@@ -19,22 +19,20 @@ pub(super) const FUNCTION: &str = "logweir_logs";
 const MARK: &str = "/* made by logweir */";
 
 /// The statement that creates it. The schema is a parameter of the text, quoted.
-pub(super) fn create_sql(schema: &str, has_late: bool) -> String {
+pub(super) fn create_sql(schema: &str, others: &[&str]) -> String {
     let columns: Vec<String> = COLUMNS.iter().map(|(name, _, kind)| format!("{name} {kind}")).collect();
     format!(
         "CREATE OR REPLACE FUNCTION {schema}.{FUNCTION}() RETURNS TABLE ({}) LANGUAGE sql STABLE PARALLEL SAFE \
          AS $logweir${}$logweir$",
         columns.join(", "),
-        source(schema, has_late)
+        source(schema, others)
     )
 }
 
-fn source(schema: &str, has_late: bool) -> String {
-    let late = match has_late {
-        true => format!(" UNION ALL SELECT {COLUMN_NAMES} FROM {schema}.{LATE}"),
-        false => String::new(),
-    };
-    format!("{MARK} SELECT {COLUMN_NAMES} FROM {schema}.logs{late}")
+fn source(schema: &str, others: &[&str]) -> String {
+    let others: String =
+        others.iter().map(|table| format!(" UNION ALL SELECT {COLUMN_NAMES} FROM {schema}.{table}")).collect();
+    format!("{MARK} SELECT {COLUMN_NAMES} FROM {schema}.logs{others}")
 }
 
 /// The same for administrators, beside the `logs` that search_path finds.
@@ -42,7 +40,7 @@ pub(super) fn create_sql_here(has_late: bool) -> String {
     format!(
         "EXECUTE replace($sql${}$sql$, '$schema', (SELECT '\"' || replace(n.nspname, '\"', '\"\"') || '\"' \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'logs'::regclass));",
-        create_sql("$schema", has_late)
+        create_sql("$schema", if has_late { &[LATE] } else { &[] })
     )
 }
 
@@ -50,20 +48,24 @@ pub(super) fn create_sql_here(has_late: bool) -> String {
 ///
 /// # Errors
 /// It is not logweir's.
-pub(super) async fn change_sql(client: &Client, logs: &Relation, has_late: bool) -> Result<Option<String>, StoreError> {
+pub(super) async fn change_sql(
+    client: &Client,
+    logs: &Relation,
+    others: &[&str],
+) -> Result<Option<String>, StoreError> {
     const SOURCE: &str = "SELECT p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
         WHERE n.nspname = $1 AND p.proname = $2 AND p.pronargs = 0";
     let looking = failed("looking for the function logweir_logs");
     let schema = quoted(&logs.schema);
     let found = client.query_opt(SOURCE, &[&logs.schema, &FUNCTION]).await.map_err(&looking)?;
-    let create = create_sql(&schema, has_late);
+    let create = create_sql(&schema, others);
     match found.as_ref().map(|row| row.get::<_, &str>(0)) {
         None => {
             let owner = other_owner(client, logs).await.map_err(&looking)?;
             let give = |owner: String| format!("; ALTER FUNCTION {schema}.{FUNCTION}() OWNER TO {}", quoted(&owner));
             Ok(Some(create + &owner.map(give).unwrap_or_default()))
         }
-        Some(found) if found == source(&schema, has_late) => Ok(None),
+        Some(found) if found == source(&schema, others) => Ok(None),
         Some(found) if found.starts_with(MARK) => Ok(Some(create)),
         Some(_) => Err(StoreError::Systemic(format!(
             "the function {schema}.{FUNCTION}() is not logweir's, and stays as it is: rename it; logweir then creates \
@@ -74,7 +76,7 @@ pub(super) async fn change_sql(client: &Client, logs: &Relation, has_late: bool)
 
 /// Keeps it to what the tables are.
 pub(super) async fn keep(client: &Client, logs: &Logs) -> Result<(), StoreError> {
-    match change_sql(client, &logs.table, logs.late.is_some()).await? {
+    match change_sql(client, &logs.table, &logs.others().map(|table| table.name.as_str()).collect::<Vec<_>>()).await? {
         None => Ok(()),
         Some(sql) => in_transaction(client, "creating the function logweir_logs", client.batch_execute(&sql)).await,
     }
@@ -86,9 +88,9 @@ mod tests {
 
     #[test]
     fn the_function_has_all_columns_of_the_tables_that_are_there() {
-        let one = create_sql("\"s\"", false);
+        let one = create_sql("\"s\"", &[]);
         assert!(one.contains("\"s\".logweir_logs() RETURNS TABLE (id bigint, ts timestamp with time zone,"), "{one}");
         assert!(one.contains("FROM \"s\".logs$") && !one.contains("UNION"), "{one}");
-        assert!(create_sql("\"s\"", true).contains(" FROM \"s\".logweir_late$"));
+        assert!(create_sql("\"s\"", &[LATE]).contains(" FROM \"s\".logweir_late$"));
     }
 }
