@@ -237,6 +237,10 @@ pub const METRICS: &[Metric] = &[
         "logweir_store_late_moved_rows_total",
         "Total number of late records that moved from table logweir_late into chunks (TimescaleDB).",
     ),
+    counter(
+        "logweir_store_partition_moved_rows_total",
+        "Total number of records that moved from former partitions into a hypertable (TimescaleDB).",
+    ),
     gauge(
         "logweir_store_late_overdue_seconds",
         "For how long late records have stayed in table logweir_late that should have moved into their chunk (TimescaleDB); 0 if there are none.",
