@@ -1,5 +1,5 @@
-//! `logweir database`: creates and maintains the tables without a server, makes a hypertable of daily partitions, and prints
-//! the statements for administrators who want to run them themselves.
+//! `logweir database`: creates and maintains the tables without a server, makes a hypertable of daily partitions, and
+//! prints the statements for administrators who want to run them themselves.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -31,15 +31,15 @@ pub(super) enum DatabaseCommand {
     /// Create or upgrade the tables and maintain them once, printing each step
     ///
     /// A server does both by itself. Use this with a role of its own if the server's may only read and write rows
-    /// (database.maintenance = false), once a day. A step that fails temporarily, for example because of a lock, is tried
-    /// again for half a minute. Exits with 1 if a step failed.
+    /// (database.maintenance = false), once a day. A step that fails temporarily, for example because of a lock, is
+    /// tried again for half a minute. Exits with 1 if a step failed.
     Prepare(PrepareArgs),
     /// Make a hypertable of daily partitions, after TimescaleDB was installed
     ///
-    /// Servers go on meanwhile: lanes wait for a second or two while the tables are exchanged, intake does not, and queries
-    /// find all records at any time. Then the records of the former partitions move in small transactions, the newest first.
-    /// The servers' maintenance moves them, too, so that this can be interrupted, and run again to see what is left. The
-    /// database needs space for the largest partition once more.
+    /// Servers go on meanwhile: lanes wait for a second or two while the tables are exchanged, intake does not, and
+    /// queries find all records at any time. Then the records of the former partitions move in small transactions, the
+    /// newest first. The servers' maintenance moves them, too, so that this can be interrupted, and run again to see
+    /// what is left. The database needs space for the largest partition once more.
     Migrate(MigrateArgs),
     /// Print the GRANT statements that a role needs
     ///
@@ -148,8 +148,8 @@ fn prepare(args: &PrepareArgs) -> Outcome {
     Ok(if failed { exit::FAILED } else { exit::OK }.into())
 }
 
-/// Maintains the tables, also those that another session has locked for a moment. Returns the steps, and how many of them
-/// are not indexes.
+/// Maintains the tables, also those that another session has locked for a moment. Returns the steps, and how many of
+/// them are not indexes.
 async fn maintain(store: &dyn LogStore) -> (usize, Vec<MaintenanceStep>) {
     let mut rounds = 0;
     loop {

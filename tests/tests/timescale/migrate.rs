@@ -22,8 +22,9 @@ fn partition(days_ago: i64) -> String {
     format!("logs_p{year:04}{month:02}{day:02}")
 }
 
-/// Records that are not counted, or counted twice. The snapshot is older than the plan, as that of a query is: otherwise a chunk
-/// that is made in between is seen by the counters alone. A name can stand for the table that a younger hypertable is.
+/// Records that are not counted, or counted twice. The snapshot is older than the plan, as that of a query is:
+/// otherwise a chunk that is made in between is seen by the counters alone. A name can stand for the table that a
+/// younger hypertable is.
 fn uncounted(s: &Scenario) -> i64 {
     let sql = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; \
@@ -113,7 +114,7 @@ fn daily_partitions_become_a_hypertable_while_records_come_in() {
         let verified = s.run(&["verify"]);
         assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 
-        // Whoever began it need not end it.
+        // Another process ends what one has begun.
         migrating.kill().unwrap();
         migrating.wait().unwrap();
         holder.execute("COMMIT");

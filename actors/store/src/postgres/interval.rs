@@ -1,8 +1,8 @@
 //! How long a chunk of a hypertable is: what the key says, or by the rate at which records come in.
 //!
-//! - Inserts are fast while the newest chunk with its index stays in memory, and a compression locks a chunk for as long as
-//!   it takes: so a chunk is a quarter of the memory, and a day at most. What memory the server has is not known; usually
-//!   `shared_buffers` is a quarter of it, and `effective_cache_size` three quarters.
+//! - Inserts are fast while the newest chunk with its index stays in memory, and a compression locks a chunk for as
+//!   long as it takes: so a chunk is a quarter of the memory, and a day at most. What memory the server has is not
+//!   known; usually `shared_buffers` is a quarter of it, and `effective_cache_size` three quarters.
 //! - Each query of a long range locks each of its chunks: so they are not shorter than what is kept divided by
 //!   [`CHUNKS_MAX`].
 //! - An interval that somebody else has set is kept. Logweir's own is known by the comment on the constraint that marks
@@ -28,8 +28,8 @@ const CHUNKS_MAX: i64 = 1_000;
 /// Days that are kept if nothing is deleted: a long query is of so many.
 const FOREVER_DAYS: u32 = 365;
 
-/// Returns the interval that fits so many bytes per day, if the current one does not: chunks of at most twice, at least half
-/// of the wanted size, so that it does not change with each wave. Pure.
+/// Returns the interval that fits so many bytes per day, if the current one does not: chunks of at most twice, at least
+/// half of the wanted size, so that it does not change with each wave. Pure.
 fn fitting(current_s: i64, bytes_per_day: f64, chunk_bytes: f64, retention_days: u32) -> Option<i64> {
     let days = if retention_days == 0 { FOREVER_DAYS } else { retention_days };
     let least_s = i64::from(days) * DAY_S / CHUNKS_MAX;

@@ -1,17 +1,19 @@
 //! From daily partitions to a hypertable, in a database that got TimescaleDB after its tables.
 //!
-//! - One short transaction renames the partitioned table to [`FORMER`] and makes a hypertable of its shape in its place. It
-//!   copies nothing. Lanes wait for it as for any lock, and go on in the hypertable; what is accepted is in the journal.
-//! - Queries read both tables. Records move in bounded pieces, the pages of one partition from its end to its begin, each in
-//!   one transaction: so each query finds each record once, and nothing that was moved is read again. A partition without
-//!   records is dropped.
+//! - One short transaction renames the partitioned table to [`FORMER`] and makes a hypertable of its shape in its
+//!   place. It copies nothing. Lanes wait for it as for any lock, and go on in the hypertable; what is accepted is in
+//!   the journal.
+//! - Queries read both tables. Records move in bounded pieces, the pages of one partition from its end to its begin,
+//!   each in one transaction: so each query finds each record once, and nothing that was moved is read again. A
+//!   partition without records is dropped.
 //! - Records of the default partition are far from the present, so they go where those of a hypertable do.
-//! - Nobody but an operator begins it, since each record is written once more. From then on maintenance goes on with it.
-//! - Refused: `create_hypertable(migrate_data => true)`, which takes no partitioned table and locks it while it copies; a copy
-//!   while the journal keeps what comes in, which is a backlog of hours; partitions as children of the table for late
-//!   records, since each query would lock all of them.
-//! - Refused: copying what operators have attached to the table (triggers, policies, views, publications). They are named,
-//!   and the operator decides.
+//! - Nobody but an operator begins it, since each record is written once more. From then on maintenance goes on with
+//!   it.
+//! - Refused: `create_hypertable(migrate_data => true)`, which takes no partitioned table and locks it while it copies;
+//!   a copy while the journal keeps what comes in, which is a backlog of hours; partitions as children of the table for
+//!   late records, since each query would lock all of them.
+//! - Refused: copying what operators have attached to the table (triggers, policies, views, publications). They are
+//!   named, and the operator decides.
 
 use std::time::Duration;
 
@@ -30,8 +32,8 @@ use crate::error::StoreError;
 /// The exchange waits for queries that read the table, and lanes wait behind it.
 const EXCHANGE_LIMITS: Limits = Limits { lock_ms: 1500, statement_s: 15 };
 
-/// Pages per transaction at first, and by how much a piece is divided after a failure: a page can have 8 KiB of records, or
-/// pointers to hundreds of large ones.
+/// Pages per transaction at first, and by how much a piece is divided after a failure: a page can have 8 KiB of
+/// records, or pointers to hundreds of large ones.
 const PAGES: i64 = 512;
 const DIVIDED_BY: i64 = 8;
 
@@ -42,8 +44,8 @@ const EMPTY_FOR_S: i64 = 30;
 /// The comment of a partition without records, before the seconds since 1970.
 const EMPTY_SINCE: &str = "logweir: empty since ";
 
-/// A partition of a longer range than this was not made by logweir: its records are moved like those far from the present,
-/// since each of its days would become a chunk.
+/// A partition of a longer range than this was not made by logweir: its records are moved like those far from the
+/// present, since each of its days would become a chunk.
 const RANGE_MAX_US: i64 = 8 * logweir_record::timestamp::DAY_US;
 
 /// What has to move yet.
@@ -76,8 +78,8 @@ const ATTACHED_SQL: &str = "SELECT format('trigger %s', tgname) FROM pg_trigger 
     UNION ALL SELECT format('partition %s, which is not a plain table', c.oid::regclass) FROM pg_inherits i \
     JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1 AND c.relkind <> 'r' ORDER BY 1";
 
-/// Refuses a table that is not logweir's, or that has what a hypertable in its place would lack. Returns whether it is to be
-/// exchanged.
+/// Refuses a table that is not logweir's, or that has what a hypertable in its place would lack. Returns whether it is
+/// to be exchanged.
 pub(super) async fn check(client: &Client, logs: &Logs) -> Result<bool, StoreError> {
     match logs.kind {
         LogsKind::Hypertable => return Ok(false),
@@ -102,8 +104,8 @@ pub(super) async fn check(client: &Client, logs: &Logs) -> Result<bool, StoreErr
     Ok(true)
 }
 
-/// Makes a hypertable of `logs`, whose records stay in [`FORMER`]. Needs the lock on maintenance, and the table for late
-/// records: lanes use it from the first moment on.
+/// Makes a hypertable of `logs`, whose records stay in [`FORMER`]. Needs the lock on maintenance, and the table for
+/// late records: lanes use it from the first moment on.
 pub(super) async fn exchange(client: &Client, timescale: &Timescale, logs: &Logs) -> Result<(), StoreError> {
     let (table, former) = (&logs.table, logs.beside(FORMER));
     // One that is not logweir's is told by maintenance.
@@ -137,8 +139,8 @@ pub(super) async fn exchange(client: &Client, timescale: &Timescale, logs: &Logs
     Ok(())
 }
 
-/// Moves records from [`FORMER`] until then, the newest first, and drops each partition without records, at last the table.
-/// One of which no record is kept (`first_kept` is the first day that is) is left to be dropped.
+/// Moves records from [`FORMER`] until then, the newest first, and drops each partition without records, at last the
+/// table. One of which no record is kept (`first_kept` is the first day that is) is left to be dropped.
 pub(super) async fn move_partitions(
     client: &Client,
     home: &Home,
