@@ -511,7 +511,7 @@ async fn two_lanes_flush_the_same_minute_without_waiting_for_each_other() {
     let on = Fixture::postgres().await;
     let (writer, lease, mut first) = started(&on).await;
     let mut second = lane(&on.store, &lease, 1).await;
-    let (mut feed, mut other) = (Feed::new(0), Feed::new(1));
+    let (mut feed, mut other) = (Feed::of_one_day(0), Feed::of_one_day(1));
     first.flush(&feed.plain(5)).await.unwrap();
     second.flush(&other.plain(5)).await.unwrap();
     // Lane 0's next flush, stopped before its COMMIT: its lane row, rows and counter are locked.
@@ -843,7 +843,7 @@ async fn a_bad_row_is_found_without_a_line_number_and_if_it_fails_only_together_
     records[300] = record("rude");
     records[700] = record("699");
     records[999] = record("rude");
-    assert_eq!(flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap(), flushed(997, 3));
+    assert_eq!(flusher.flush(&Feed::of_one_day(0).batch(&[&records])).await.unwrap(), flushed(997, 3));
     on.assert_whole(writer, 1_000).await;
     let mut found: Vec<(u32, String)> =
         on.store.dead_letters(9).await.unwrap().into_iter().map(|letter| (letter.row, letter.sqlstate)).collect();
@@ -1098,7 +1098,7 @@ async fn a_partition_that_takes_no_row_makes_no_dead_letters_although_others_do(
     }
     on.execute(TWO_DAYS).await;
     let (writer, _, mut flusher) = started(&on).await;
-    let mut feed = Feed::new(0);
+    let mut feed = Feed::of_one_day(0);
     let old = Record { ts_us: OLD_US, ..record("old") };
     assert_eq!(flusher.flush(&feed.batch(&[&[old, old]])).await.unwrap(), flushed(2, 0));
     on.execute(

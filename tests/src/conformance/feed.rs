@@ -29,6 +29,8 @@ pub struct Feed {
     pub seq: u64,
     /// Number of records up to it.
     pub records: u64,
+    /// Every second record of noon is [`EARLIER_US`] earlier.
+    is_spread: bool,
 }
 
 /// A record at noon with one attribute.
@@ -41,14 +43,21 @@ impl Feed {
     /// The lane `lane` without frames.
     #[must_use]
     pub fn new(lane: u16) -> Self {
-        Self { lane, seq: 0, records: 0 }
+        Self { lane, seq: 0, records: 0, is_spread: true }
+    }
+
+    /// The same, whose records have the times that they are given.
+    #[must_use]
+    pub fn of_one_day(lane: u16) -> Self {
+        Self { is_spread: false, ..Self::new(lane) }
     }
 
     /// Creates the next frame.
     pub fn frame(&mut self, records: &[Record<'_>]) -> BatchFrame {
         let mut chunk = Chunk::with_capacity(NOON_US, records.len(), 64 * records.len());
         for (nth, &record) in (self.records..).zip(records) {
-            let earlier_us = if record.ts_us == NOON_US && nth % 2 == 1 { EARLIER_US } else { 0 };
+            let is_earlier = self.is_spread && record.ts_us == NOON_US && nth % 2 == 1;
+            let earlier_us = if is_earlier { EARLIER_US } else { 0 };
             chunk.push(Record { ts_us: record.ts_us - earlier_us, ..record });
         }
         self.seq += 1;
