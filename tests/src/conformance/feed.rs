@@ -30,7 +30,7 @@ pub struct Feed {
     /// Number of records up to it.
     pub records: u64,
     /// Every second record of noon is [`EARLIER_US`] earlier.
-    is_spread: bool,
+    pub is_spread: bool,
 }
 
 /// A record at noon with one attribute.

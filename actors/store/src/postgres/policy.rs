@@ -1,8 +1,8 @@
 //! TimescaleDB's own jobs: compression, and whether those of `logs` work. They run by the database's clock.
 //!
 //! - Retention is not one of them: see [`chunk`](super::chunk).
-//! - The statements take locks that stop readers and flushes, so each waits for as long as other statements of maintenance:
-//!   behind a dump it would be hours, with everybody else behind it.
+//! - The statements take locks that stop readers and flushes, so each waits half a second at most: behind a dump it would
+//!   be hours, with everybody else behind it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -31,8 +31,8 @@ pub(super) async fn set_policies(
         // It has no jobs.
         if compress_after_days > 0 && !told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "database.compress_after_days has no effect: the Apache edition of TimescaleDB (timescaledb.license) cannot \
-                 compress. Set the key to 0, or use the community edition"
+                "database.compress_after_days has no effect: the Apache edition of TimescaleDB (timescaledb.license) \
+                 cannot compress. Set the key to 0, or use the community edition"
             );
         }
         return Ok(());
@@ -78,7 +78,7 @@ async fn replace_retention(
         if !is_former {
             failures.add(Err(StoreError::Systemic(format!(
                 "TimescaleDB's own job {id} drops records of {} after {after}, although database.retention_days is \
-                 {retention_days}, and leaves their counters: SELECT delete_job({id}), or set database.retention_days to less",
+                 {retention_days}, and leaves their counters: SELECT delete_job({id}), or lower database.retention_days",
                 logs.table
             ))));
             continue;
