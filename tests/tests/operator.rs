@@ -1052,6 +1052,7 @@ fn a_lock_on_a_partition_holds_up_nobody() {
             "INSERT INTO logweir_late (id, ts, severity, service, host, message) VALUES (0, now(), 9, 's', 'h', 'm')",
         );
         s.stop();
+        holder.execute(&format!("COMMIT; BEGIN; LOCK TABLE {yesterday} IN EXCLUSIVE MODE"));
         s.start();
         s.wait("another record to move", |s| number(s, "SELECT count(*) FROM logweir_late WHERE id = 0") == 0);
         assert_eq!(number(s, "SELECT count(*) FROM logweir_late"), 3);
