@@ -61,10 +61,10 @@ pub fn read(options: &Options, report: &mut Report) {
             rounds.add(format!("{what}: {form}"), "ms", answers[nth].0);
         }
         for (form, answers) in &forms[1..] {
-            rounds.add_with_goal(format!("{what}: {form}"), "x plain", "≤ 3", answers[nth].0 / plain[nth].0);
+            rounds.add_with_goal(format!("{what}: {form}, relative"), "x plain", "≤ 3", answers[nth].0 / plain[nth].0);
         }
         for (form, answers) in forms {
-            rounds.add(format!("{what}: {form}"), "buffers", answers[nth].1);
+            rounds.add(format!("{what}: {form}, buffers"), "", answers[nth].1);
         }
     }
     for (form, bytes) in [("plain", plain_bytes), ("open chunk", open_bytes), ("compressed", compressed_bytes)] {
@@ -223,9 +223,9 @@ pub fn ingest(options: &Options, report: &mut Report) {
             let (rate, cpu) = (run.rate(), run.database_cpu);
             let (plain_rate, plain_cpu) = *plain.get_or_insert((rate, cpu));
             rounds.add(format!("{form}: first byte sent to last row committed"), "events/s", rate);
-            rounds.add(format!("{form}: the same"), "x plain", rate / plain_rate);
+            rounds.add(format!("{form}: rate, relative"), "x plain", rate / plain_rate);
             rounds.add(format!("{form}: CPU of PostgreSQL"), "s/M", cpu);
-            rounds.add(format!("{form}: the same"), "x plain's CPU", cpu / plain_cpu);
+            rounds.add(format!("{form}: CPU of PostgreSQL, relative"), "x plain", cpu / plain_cpu);
             rounds.add(format!("{form}: CPU of logweir"), "s/M", run.own_cpu);
             let is_plain = *form == "plain";
             let size = if is_plain {
