@@ -107,18 +107,16 @@ impl Logs {
 
     pub(super) async fn partitions(&self, client: &Client) -> Result<Vec<Partition>, StoreError> {
         // The bounds are read as they were written in the same session, so its time zone and DateStyle do not matter.
-        let rows = client
-            .query(
-                "SELECT n.nspname::text, c.relname::text, c.relkind = 'r', \
-                 coalesce((regexp_match(b.bound, 'FROM [(]''([^'']*)'''))[1]::timestamptz, '-infinity'), \
-                 coalesce((regexp_match(b.bound, 'TO [(]''([^'']*)'''))[1]::timestamptz, 'infinity') \
-                 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace, \
-                 LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound) b \
-                 WHERE i.inhparent = $1 AND b.bound <> 'DEFAULT' ORDER BY 4",
-                &[&self.oid],
-            )
-            .await
-            .map_err(failed("listing the partitions of logs"))?;
+        // Reading them takes a lock on each partition, for which no round waits long.
+        const SQL: &str = "SELECT n.nspname::text, c.relname::text, c.relkind = 'r', \
+            coalesce((regexp_match(b.bound, 'FROM [(]''([^'']*)'''))[1]::timestamptz, '-infinity'), \
+            coalesce((regexp_match(b.bound, 'TO [(]''([^'']*)'''))[1]::timestamptz, 'infinity') \
+            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace, \
+            LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound) b \
+            WHERE i.inhparent = $1 AND b.bound <> 'DEFAULT' ORDER BY 4";
+        let rows =
+            in_transaction(client, "listing the partitions of logs", async { client.query(SQL, &[&self.oid]).await })
+                .await?;
         let partition = |row: &tokio_postgres::Row| Partition {
             relation: Relation { schema: row.get(0), name: row.get(1) },
             is_plain: row.get(2),
