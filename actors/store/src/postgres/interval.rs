@@ -36,7 +36,7 @@ fn fitting(current_s: i64, bytes_per_day: f64, chunk_bytes: f64, retention_days:
     let bytes = |s: i64| bytes_per_day * s as f64 / DAY_S as f64;
     let steps = || STEPS_S.into_iter().filter(|&step| step >= least_s || step == DAY_S);
     let wanted = if bytes(current_s) > 2.0 * chunk_bytes {
-        steps().find(|&step| bytes(step) <= chunk_bytes).or_else(|| steps().last())?
+        steps().find(|&step| bytes(step) <= chunk_bytes).or_else(|| steps().next_back())?
     } else {
         steps().find(|&step| bytes(step) < chunk_bytes / 2.0).filter(|&step| step > current_s)?
     };
