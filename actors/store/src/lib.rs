@@ -58,7 +58,7 @@
 //!   logs             the table of records as it is, and the one for late records beside it
 //!   view             a function by which other programs read all records
 //!   retention        deletes rows that have expired, and counters
-//!   moving           rows from the default partition to a new one, seen by subscribers
+//!   published        rows from the default partition to a new one, seen by subscribers
 //!   partition        daily partitions, replica identities
 //!   chunk            TimescaleDB's chunks: retention
 //!   place            which of the two tables a record is inserted into

@@ -342,7 +342,7 @@ impl<'a> World<'a> {
                 self.runs()?;
                 let server = self.scenario.server();
                 // A program that is still starting cannot go on without any, and says so as it ends.
-                if !server.admin("/startupz").is_some_and(|answer| answer.status == 200) {
+                if server.admin("/startupz").is_none_or(|answer| answer.status != 200) {
                     return Err("the program is starting".to_owned());
                 }
                 let open = server.open_files();

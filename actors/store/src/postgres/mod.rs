@@ -20,7 +20,7 @@ mod lane_row;
 mod logs;
 mod view;
 mod retention;
-mod moving;
+mod published;
 mod partition;
 mod chunk;
 mod place;

@@ -23,7 +23,7 @@ use super::ddl::{Failures, LIMITS, Limits, Relation, give_to_owner, in_transacti
 use super::error_class::FUTURE_CHECK;
 use super::home::Home;
 use super::logs::Logs;
-use super::moving::{Moving, Published};
+use super::published::{Moving, Published};
 use super::retention::delete_counters_of;
 use super::types::Time;
 use crate::error::StoreError;
