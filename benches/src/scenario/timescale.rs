@@ -2,7 +2,7 @@
 //!
 //! The day is asked about as daily partitions with their indexes, as a chunk, and as a compressed chunk. Milliseconds
 //! are the API's; buffers are those of the statements that the program sends, which the server explains
-//! ([`AUTO_EXPLAIN`]). `LOGWEIR_TEST_PG_BIN` names the programs of a server that has the extension.
+//! (`AUTO_EXPLAIN`). `LOGWEIR_TEST_PG_BIN` names the programs of a server that has the extension.
 
 use std::time::{Duration, Instant};
 
