@@ -191,6 +191,8 @@ fn a_subscriber_of_all_tables_can_take_over() {
         let load = s.load(Load::default());
         storing_goes_on(s, "the change");
         load.stop();
+        // A statement that waits for the move has been planned without the partition that it makes.
+        s.wait("the move there", |s| number(&s.store, "SELECT count(*) FROM logs_default") == 0);
         s.assert_contract();
         another_journal_stores(s);
     });

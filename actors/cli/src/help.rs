@@ -105,6 +105,7 @@ const COMMANDS: [&str; 28] = [
     "adopt",
     "prepare",
     "grants",
+    "migrate",
     "schema",
     "list",
     "replay",
