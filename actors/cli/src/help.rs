@@ -81,7 +81,7 @@ fn description(name: &str, title: &'static str) -> &'static str {
 }
 
 /// Every command and subcommand. A constant, because the definition of the command line contains it.
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "run",
     "validate",
     "health",

@@ -224,23 +224,19 @@ pub const METRICS: &[Metric] = &[
     counter("logweir_store_dead_letters_purged_total", "Total number of purged dead letters."),
     counter("logweir_store_dead_letters_total", "Total number of dead-lettered records, by SQLSTATE."),
     counter("logweir_store_errors_total", "Total number of failed flushes, by error class."),
-    histogram(
-        "logweir_store_flush_seconds",
-        "Duration of a flush of one batch to the database, in seconds, including failed ones.",
-    ),
-    counter("logweir_store_indexes_built_total", "Total number of indexes built on closed partitions."),
     gauge(
         "logweir_store_fallback",
         "Whether records go to another table because a session holds a lock on this one (logs or one of its chunks, or \
          logweir_late): 1 yes, 0 no.",
     ),
+    histogram(
+        "logweir_store_flush_seconds",
+        "Duration of a flush of one batch to the database, in seconds, including failed ones.",
+    ),
+    counter("logweir_store_indexes_built_total", "Total number of indexes built on closed partitions."),
     counter(
         "logweir_store_late_moved_rows_total",
         "Total number of late records that moved from table logweir_late into chunks (TimescaleDB).",
-    ),
-    counter(
-        "logweir_store_partition_moved_rows_total",
-        "Total number of records that moved from former partitions into a hypertable (TimescaleDB).",
     ),
     gauge(
         "logweir_store_late_overdue_seconds",
@@ -249,6 +245,10 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "logweir_store_late_rows",
         "Number of records in table logweir_late (TimescaleDB); an estimate if there are more than 10000.",
+    ),
+    counter(
+        "logweir_store_partition_moved_rows_total",
+        "Total number of records that moved from former partitions into a hypertable (TimescaleDB).",
     ),
     counter("logweir_store_partitions_dropped_total", "Total number of partitions and chunks dropped by retention."),
     counter(
