@@ -717,6 +717,8 @@ fn what_is_used_is_told_at_the_start_and_in_the_status() {
 #[test]
 fn dead_letters_that_are_replayed_make_no_chunks_and_wait_for_none() {
     on_timescale("replay", &[], |s| {
+        // 2.17 refuses constraints on what is compressed.
+        s.set("database.compress_after_days", 0);
         start(s);
         for table in ["logs", "logweir_late"] {
             s.postgres().execute(&format!("ALTER TABLE {table} ADD CONSTRAINT quiet CHECK (service <> 'loud')"));

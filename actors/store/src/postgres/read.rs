@@ -259,7 +259,8 @@ impl Reading<'_, '_> {
             return Ok(None);
         }
         if !late.is_protected_alike && (late.has_policies || late.logs_has_policies) {
-            return Err(ReadStop::Refused(ReadError::Unprepared(format!(
+            // Not as unprepared: the cache would answer then, which knows no policies.
+            return Err(ReadStop::Refused(ReadError::Failed(format!(
                 "the row security of {table} is not that of logs, so the records that this role may see are not known: give \
                  both tables the same policies"
             ))));
