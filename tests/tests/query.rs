@@ -372,6 +372,35 @@ fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
 }
 
 #[test]
+fn records_that_move_to_a_new_partition_while_a_query_begins_are_found() {
+    on_postgres("a new partition during a query", |s| {
+        s.start();
+        ingest(s, 10, "committed");
+        for (path, field) in [("/query?", "records"), ("/fields?", "fields")] {
+            s.postgres().execute("DROP TABLE IF EXISTS moved; CREATE TABLE moved (LIKE logs)");
+            // The snapshot is there, and what is read in it is planned afterwards.
+            let lock = hold(s, "LOCK TABLE logweir_lane IN ACCESS EXCLUSIVE MODE");
+            let answer = std::thread::scope(|scope| {
+                let asked = scope.spawn(|| fetch(s, &format!("{path}{DAY}")));
+                let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'logweir/query' \
+                             AND wait_event_type = 'Lock'";
+                s.wait("a query that waits for a lock", |s| s.store.rows(waits).unwrap().len() == 1);
+                s.postgres().execute(
+                    "BEGIN; WITH gone AS (DELETE FROM logs_default RETURNING *) INSERT INTO moved SELECT * FROM gone; \
+                     ALTER TABLE logs ATTACH PARTITION moved FOR VALUES FROM ('2025-11-19') TO ('2025-11-22'); COMMIT",
+                );
+                lock.release();
+                asked.join().unwrap()
+            });
+            assert!(!answer[field].as_array().unwrap().is_empty(), "{path}: {answer}");
+            s.postgres().execute(
+                "BEGIN; ALTER TABLE logs DETACH PARTITION moved; INSERT INTO logs SELECT * FROM moved; COMMIT",
+            );
+        }
+    });
+}
+
+#[test]
 fn throttled_queries_return_the_same_results() {
     on_postgres("throttled_queries_return_the_same_results", |s| {
         s.start();

@@ -141,12 +141,14 @@ pub(super) async fn find_late(client: &impl GenericClient, schema: Option<&str>)
     Ok(row.as_ref().map_or(Beside::Nothing, Beside::of))
 }
 
-/// What a snapshot says about [`FORMER`].
+/// What a snapshot says about [`FORMER`], and about the partitions of `logs`.
 pub(super) struct Former {
     /// The table, if it is there.
     pub(super) table: Option<Relation>,
     /// `logs`, if a hypertable can take its place at any moment.
     exchangeable: Option<Oid>,
+    /// The partitions of `logs`.
+    partitions: Option<Vec<Oid>>,
 }
 
 /// Looks for [`FORMER`] in `schema`, or in that of the `logs` that search_path finds.
@@ -154,14 +156,16 @@ pub(super) async fn find_former(client: &impl GenericClient, schema: Option<&str
     const SQL: &str = "SELECT n.nspname::text, \
         EXISTS (SELECT FROM pg_class f WHERE f.relnamespace = n.oid AND f.relname = $2 AND f.relkind = 'p'), \
         (SELECT c.oid FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'logs' AND c.relkind = 'p' \
-        AND EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')) \
+        AND EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')), \
+        (SELECT array_agg(i.inhrelid ORDER BY i.inhrelid) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent \
+        WHERE c.relnamespace = n.oid AND c.relname = 'logs' AND c.relkind = 'p') \
         FROM pg_namespace n WHERE n.oid = (SELECT CASE WHEN $1 IS NULL \
         THEN (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('logs')) \
         ELSE (SELECT oid FROM pg_namespace WHERE nspname = $1) END)";
     let row = client.query_typed_opt(SQL, &[(&schema, Type::TEXT), (&FORMER, Type::TEXT)]).await?;
-    let Some(row) = row else { return Ok(Former { table: None, exchangeable: None }) };
+    let Some(row) = row else { return Ok(Former { table: None, exchangeable: None, partitions: None }) };
     let table = row.get::<_, bool>(1).then(|| Relation { schema: row.get(0), name: FORMER.to_owned() });
-    Ok(Former { table, exchangeable: row.get(2) })
+    Ok(Former { table, exchangeable: row.get(2), partitions: row.get(3) })
 }
 
 impl Former {
@@ -171,6 +175,16 @@ impl Former {
         let Some(before) = self.exchangeable else { return Ok(false) };
         let now = client.query_typed_one("SELECT to_regclass($1)::oid", &[(&logs, Type::TEXT)]).await?;
         Ok(now.get::<_, Option<Oid>>(0) != Some(before))
+    }
+
+    /// Whether `logs` got other partitions between the snapshot and what was read since. A plan leaves out the default
+    /// partition for the times of a new one, although it is there that the snapshot sees the rows that have moved.
+    pub(super) async fn has_other_partitions(&self, client: &impl GenericClient, logs: &str) -> Result<bool, Error> {
+        const SQL: &str = "SELECT array_agg(relid::oid ORDER BY relid::oid) \
+            FROM pg_partition_tree(to_regclass($1)) WHERE level = 1";
+        let Some(before) = &self.partitions else { return Ok(false) };
+        let now = client.query_typed_one(SQL, &[(&logs, Type::TEXT)]).await?;
+        Ok(now.get::<_, Option<Vec<Oid>>>(0).as_ref() != Some(before))
     }
 }
 

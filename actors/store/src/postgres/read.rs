@@ -35,6 +35,9 @@ use logweir_record::timestamp::{self, MINUTE_US};
 /// Rows per fetch.
 const ROWS_PER_FETCH: usize = 500;
 
+/// Attempts of a read, each in a snapshot of its own.
+const ATTEMPTS_MAX: u32 = 6;
+
 /// Extra time that the server gets beyond its own limit before the read is canceled.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -99,12 +102,13 @@ impl PostgresReader {
         }
     }
 
-    /// Runs a read, and restarts it in pieces if flushes fall behind meanwhile, or once if the table was exchanged.
+    /// Runs a read. Restarts it in pieces if flushes fall behind meanwhile, and if the table was exchanged or got other
+    /// partitions: a few are made one after another when the tables are new, and one each day.
     async fn throttled<T, F>(&self, reading: impl Fn() -> F) -> Result<Snapshot<T>, ReadError>
     where
         F: Future<Output = Result<Option<Snapshot<T>>, ReadError>>,
     {
-        for _ in 0..2 {
+        for _ in 0..ATTEMPTS_MAX {
             let done = match self.throttle.is_behind() {
                 true => reading().await,
                 false => tokio::select! {
@@ -116,10 +120,10 @@ impl PostgresReader {
                 return done;
             }
         }
-        Err(ReadError::Unavailable("the table logs was exchanged while it was read; ask again".to_owned()))
+        Err(ReadError::Unavailable("the partitions of table logs changed while it was read; ask again".to_owned()))
     }
 
-    /// Runs `work` in one snapshot. Returns nothing if the table was exchanged meanwhile.
+    /// Runs `work` in one snapshot. Returns nothing if the table was exchanged, or got other partitions, meanwhile.
     async fn read<T>(
         &self,
         work: impl AsyncFnOnce(&Reading<'_, '_>) -> Result<T, ReadStop>,
@@ -161,7 +165,10 @@ impl PostgresReader {
                 }
                 done => done?,
             };
-            if former.was_exchanged(&*transaction, &reading.logs).await? {
+            let exchanged = former.was_exchanged(&*transaction, &reading.logs);
+            let divided_anew = former.has_other_partitions(&*transaction, &reading.logs);
+            let (exchanged, divided_anew) = tokio::join!(exchanged, divided_anew);
+            if exchanged? || divided_anew? {
                 return Ok(None);
             }
             transaction.commit().await?;
