@@ -122,7 +122,7 @@ fn what_cannot_be_stored_and_is_no_longer_cached_is_reported() {
         let url = s.postgres().url("postgres");
         let client = runtime.block_on(async {
             let client = connect(&url).await;
-            client.batch_execute("BEGIN; LOCK TABLE logs IN EXCLUSIVE MODE").await.unwrap();
+            client.batch_execute("BEGIN; LOCK TABLE logweir_lane IN EXCLUSIVE MODE").await.unwrap();
             client
         });
         // More of one service than a query reads from the cache.

@@ -261,7 +261,7 @@ fn records_are_visible_before_the_database_has_them() {
             s.set("cache.url", &cache);
             s.start();
             ingest(s, 30, "committed");
-            let lock = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
+            let lock = hold(s, "LOCK TABLE logweir_lane IN EXCLUSIVE MODE");
             ingest(s, 20, "journal");
             let query = format!("/query?{DAY}&limit=60");
             s.wait("the cache's records", |s| number(&fetch(s, &query)["source"]["cache"]) == 20);
@@ -423,7 +423,7 @@ fn throttled_queries_return_the_same_results() {
         };
         let before = answers(s);
         assert_eq!(ids(&before[0]).len(), 300);
-        let lock = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
+        let lock = hold(s, "LOCK TABLE logweir_lane IN EXCLUSIVE MODE");
         let late = r#"{"ts":"2025-11-21T12:00:00Z","msg":"waits for the lock"}"#;
         assert_eq!(s.server().post("/ingest?ack=journal", "application/json", late).unwrap().status, 200);
         let url = format!("http://{}{API}/services?{DAY}", address(s));

@@ -305,6 +305,9 @@ pub struct PodSpec {
     /// Seconds from deletion to SIGKILL.
     #[serde(default = "thirty")]
     pub termination_grace_period_seconds: u64,
+    /// Labels of the nodes on which the pods run: the only node has them all.
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
     /// Service environment variables; not supported.
     pub enable_service_links: No,
 }
