@@ -166,9 +166,9 @@ impl PostgresReader {
                 done => done?,
             };
             let exchanged = former.was_exchanged(&*transaction, &reading.logs);
-            let divided_anew = former.has_other_partitions(&*transaction, &reading.logs);
-            let (exchanged, divided_anew) = tokio::join!(exchanged, divided_anew);
-            if exchanged? || divided_anew? {
+            let repartitioned = former.has_other_partitions(&*transaction, &reading.logs);
+            let (exchanged, repartitioned) = tokio::join!(exchanged, repartitioned);
+            if exchanged? || repartitioned? {
                 return Ok(None);
             }
             transaction.commit().await?;
