@@ -131,43 +131,78 @@ fn a_dump_that_is_restored_elsewhere_is_gone_on_with() {
     });
 }
 
+/// Records that have no partition yet reach a subscriber of a publication of all tables `with` these options, and move
+/// into their partition then. Returns when no more records come in and the subscriber has everything.
+fn replicate(s: &mut Scenario, subscriber: &Server, with: &str) {
+    let schema = s.run(&["database", "schema"]);
+    subscriber.execute(&String::from_utf8(schema.stdout).unwrap());
+    subscriber.execute("TRUNCATE logweir_schema_history, logweir_clock");
+    s.set("database.maintenance", "false");
+    s.start();
+    let load = s.load(Load::default());
+    s.stored();
+    s.postgres().execute(&format!("CREATE PUBLICATION everything FOR ALL TABLES WITH ({with})"));
+    let source = s.postgres().url("postgres");
+    subscriber.execute(&format!("CREATE SUBSCRIPTION everything CONNECTION '{source}' PUBLICATION everything"));
+    let copy = Store::Postgres(subscriber.url("postgres"));
+    // Each table is copied for itself: one can have everything while another one, such as that of the cursors, has not.
+    let copied = |_: &Scenario| number(&copy, "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'") == 0;
+    s.wait("the first copy", copied);
+    load.stop();
+    s.stop();
+    let in_default = "SELECT count(*) FROM logs_default";
+    assert!(number(&s.store, in_default) > 0);
+
+    // Triggers have acted on these records when they came.
+    s.postgres().execute(
+        "CREATE UNLOGGED TABLE known AS SELECT id FROM logs; \
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF EXISTS (SELECT FROM known WHERE id = NEW.id) THEN RAISE 'again: %', NEW.id; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    s.set("database.maintenance", "true");
+    s.start();
+    s.wait("the move", |s| number(&s.store, in_default) == 0);
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname = 'refuse' AND tgenabled <> 'O'";
+    assert_eq!(number(&s.store, triggers), 0);
+    assert_maintained(s.server());
+    let load = s.load(Load::default());
+    storing_goes_on(s, "the move");
+    load.stop();
+    s.stop();
+    let end = s.store.rows("SELECT pg_current_wal_lsn()::text").unwrap()[0][0].clone();
+    let behind = format!("SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn < '{end}'");
+    s.wait_long("the subscriber has everything", |s| number(&s.store, &behind) == 0);
+    let rows = "SELECT count(*), count(DISTINCT id), sum(id) FROM logs";
+    assert_eq!(copy.rows(rows).unwrap(), s.store.rows(rows).unwrap(), "{with}");
+    subscriber.execute("DROP SUBSCRIPTION everything");
+}
+
 #[test]
 fn a_subscriber_of_all_tables_can_take_over() {
     let options = || Options { settings: vec![("wal_level", "logical".to_owned())], ..Options::default() };
     on_postgres_with("logical replication", &options(), |s| {
         let subscriber = Server::start(&options());
-        let schema = s.run(&["database", "schema"]);
-        subscriber.execute(&String::from_utf8(schema.stdout).unwrap());
-        subscriber.execute("TRUNCATE logweir_schema_history, logweir_clock");
-        s.start();
-        let load = s.load(Load::default());
-        s.stored();
-        s.postgres().execute("CREATE PUBLICATION everything FOR ALL TABLES WITH (publish_via_partition_root)");
-        let source = s.postgres().url("postgres");
-        subscriber.execute(&format!("CREATE SUBSCRIPTION everything CONNECTION '{source}' PUBLICATION everything"));
-        storing_goes_on(s, "the publication");
-        assert_maintained(s.server());
-        load.stop();
-        s.stop();
-        // Each table is copied for itself: one can have everything while another one, such as that of the cursors, has not.
-        let copy = Store::Postgres(subscriber.url("postgres"));
-        let end = s.store.rows("SELECT pg_current_wal_lsn()::text").unwrap()[0][0].clone();
-        let behind = format!("SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn < '{end}'");
-        s.wait_long("the subscriber has everything", |s| {
-            number(&copy, "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'") == 0
-                && number(&s.store, &behind) == 0
-        });
-        assert_eq!(copy.count().unwrap(), s.store.count().unwrap());
-        subscriber.execute("DROP SUBSCRIPTION everything");
-
-        s.set("database.url", subscriber.url("postgres"));
-        s.store = copy;
+        replicate(s, &subscriber, "publish_via_partition_root");
+        let url = subscriber.url("postgres");
+        s.set("database.url", &url);
+        s.store = Store::Postgres(url);
         s.start();
         let load = s.load(Load::default());
         storing_goes_on(s, "the change");
         load.stop();
         s.assert_contract();
         another_journal_stores(s);
+    });
+}
+
+#[test]
+fn a_subscriber_of_insertions_alone_has_each_record_once() {
+    let options = || Options { settings: vec![("wal_level", "logical".to_owned())], ..Options::default() };
+    on_postgres_with("logical replication of insertions", &options(), |s| {
+        // Its cursors stay behind, so that it can't take over.
+        let subscriber = Server::start(&options());
+        replicate(s, &subscriber, "publish_via_partition_root, publish = 'insert'");
     });
 }
 

@@ -53,6 +53,7 @@
 //!   ddl              statements that change tables: names, transactions, what to do about failures
 //!   home             the schema of the tables
 //!   lane_row         reads the rows of lanes and writers
+//!   moving           rows from the default partition to a new one, seen by subscribers
 //!   partition        daily partitions, retention, replica identities
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs

@@ -15,6 +15,7 @@ mod pool;
 mod ddl;
 mod home;
 mod lane_row;
+mod moving;
 mod partition;
 mod index;
 mod policy;

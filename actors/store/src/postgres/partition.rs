@@ -23,6 +23,7 @@ use super::connect::failed;
 use super::ddl::{Failures, LIMITS, Limits, Relation, give_to_owner, in_transaction, in_transaction_with, quoted};
 use super::error_class::FUTURE_CHECK;
 use super::home::Home;
+use super::moving::{Moving, Published};
 use super::types::Time;
 use crate::error::StoreError;
 
@@ -285,7 +286,7 @@ pub(super) async fn make_partitions(
             None => (0, 0),
         };
         match way(day, today, rows, bytes) {
-            Way::Move => failures.keep(make_partition(client, &logs, day).await)?,
+            Way::Move => failures.keep(make_partition(client, &logs, day, rows).await)?,
             Way::Check => empty.push(day),
             Way::Leave => left.push(day),
             Way::Skip => {}
@@ -342,7 +343,7 @@ async fn make_empty_partitions(
     }
     let mut failures = Failures::default();
     for &day in days {
-        failures.keep(make_partition(client, logs, day).await)?;
+        failures.keep(make_partition(client, logs, day, 0).await)?;
     }
     failures.first()
 }
@@ -398,7 +399,7 @@ pub(super) async fn make_default(client: &Client, logs: &Logs) -> Result<Relatio
     Ok(default)
 }
 
-async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), StoreError> {
+async fn make_partition(client: &Client, logs: &Logs, day: i64, rows: i64) -> Result<(), StoreError> {
     let name = logs.beside(&partition_name(day));
     let exists: bool = client
         .query_one("SELECT to_regclass($1) IS NOT NULL", &[&name.to_string()])
@@ -411,12 +412,24 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
              attach it, or rename it so that logweir can create its own"
         )));
     }
+    let published = match &logs.default {
+        Some(default) => Published::of(client, &logs.table, default).await.map_err(failed("reading publications"))?,
+        None => Published::Nothing,
+    };
+    if rows > 0 && published == Published::Both {
+        return Err(StoreError::Systemic(format!(
+            "records of the day of {name} stay in the default partition: one publication of logs has its deletions, another \
+             one has not, and subscribers of one of them would lose moved records or get them twice. Set the same `publish` \
+             for both; the next days get their partitions before they have records"
+        )));
+    }
     let what = format!("creating partition {name}");
     let (from, to) = (timestamp::text(day * DAY_US), timestamp::text((day + 1) * DAY_US));
     let moved = in_transaction(client, &what, async {
         let later = logs.not_valid(client).await?;
         logs.create_like(client, &name, &later).await?;
         let mut moved = 0;
+        let mut moving = None;
         let mut locked = None;
         if let Some(default) = &logs.default {
             // Locked before it is read, so that no row is inserted between the move and the ATTACH.
@@ -428,12 +441,9 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
             // A DELETE that finds nothing still needs a replica identity if the table is published.
             if found.get(0) {
                 let columns = logs.columns(client).await?;
-                let sql = format!(
-                    "WITH moved AS (DELETE FROM {default} WHERE {of_day} RETURNING {columns}) \
-                     INSERT INTO {name} ({columns}) SELECT {columns} FROM moved"
-                );
                 limit(client, locked).await?;
-                moved = client.execute(&sql, &[]).await?;
+                let rows = moving.insert(Moving::new(name.clone(), columns, published));
+                moved = rows.take(client, default, &of_day).await?;
             }
         }
         for (constraint, definition) in &later {
@@ -444,6 +454,9 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
         let attach =
             format!("ALTER TABLE {} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')", logs.table);
         client.batch_execute(&attach).await?;
+        if let Some(moving) = moving {
+            moving.put_back(client).await?;
+        }
         Ok(moved)
     })
     .await?;
@@ -562,14 +575,15 @@ async fn delete_range(
 }
 
 /// Gives the tables that maintenance deletes from a replica identity: without one, a publication of all tables makes
-/// every DELETE fail. FULL, not a new column with a key, which would break the other side of such a publication.
+/// every DELETE fail. FULL, not a new column with a key, which would break the other side of such a publication. With
+/// `publish_via_partition_root` a subscriber is told that of `logs`, so that has it, too.
 pub(super) async fn set_replica_identity(client: &Client, logs: &Logs) -> Result<(), StoreError> {
     const WHAT: &str = "setting the replica identity of tables";
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE (n.nspname = $2 AND c.relname = 'logweir_takeover' AND c.relkind = 'r' \
-             OR c.oid = (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = $1)) \
+             OR c.oid IN (SELECT unnest(ARRAY[partrelid, partdefid]) FROM pg_partitioned_table WHERE partrelid = $1)) \
              AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS \
              (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary AND x.indisvalid))",
             &[&logs.oid, &logs.table.schema],
