@@ -341,6 +341,10 @@ impl<'a> World<'a> {
             Act::Descriptors => {
                 self.runs()?;
                 let server = self.scenario.server();
+                // A program that is still starting cannot go on without any, and says so as it ends.
+                if !server.admin("/startupz").is_some_and(|answer| answer.status == 200) {
+                    return Err("the program is starting".to_owned());
+                }
                 let open = server.open_files();
                 server.limit_open_files(open);
                 return Ok(format!("at {open}"));
