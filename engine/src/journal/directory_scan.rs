@@ -556,7 +556,7 @@ impl Walk<'_> {
     fn is_torn(&mut self, bad: Pending) -> io::Result<bool> {
         if self.next_seq() > self.complete && !bad.unreadable {
             if let Some(pending) = self.pending.filter(|pending| pending.unreadable) {
-                self.report_gap(self.last_in(pending), bad.offset, bad.reason);
+                self.report_unreadable_end(pending, bad.reason);
             }
             self.truncate_at(self.pending.map_or(bad.offset, |pending| pending.offset))?;
             return Ok(true);
@@ -567,9 +567,16 @@ impl Walk<'_> {
         Ok(false)
     }
 
-    /// The last frame that unreadable bytes with no frame behind them can have held: how many there were is unknown.
-    fn last_in(&self, pending: Pending) -> u64 {
-        self.durable.max(self.next_seq() - 1 + pending.bytes.div_ceil(FRAME_HEADER_BYTES as u64))
+    /// Reports pending bytes that cannot be read, with no frame behind them. How many frames they held is unknown. The
+    /// START of a run, and its first frames, can be among them: the header tells its number.
+    fn report_unreadable_end(&mut self, Pending { offset, bytes, .. }: Pending, reason: &'static str) {
+        let frames_max = bytes.div_ceil(FRAME_HEADER_BYTES as u64);
+        let seq_last = self.durable.max(self.next_seq() - 1 + frames_max);
+        self.report_gap(seq_last, offset, reason);
+        let start = self.directory_scan.seq_last;
+        if start > seq_last {
+            self.damage(offset + bytes, 0, start, start + frames_max, "the start of a run that the disk cannot read");
+        }
     }
 
     /// Reports a frame with a valid header and a damaged payload: its sequence number is known.
@@ -725,10 +732,10 @@ impl Walk<'_> {
             }
             // The end of this segment is unknown; a gap shows in the sequence of the next segment.
             Some((_, false)) if self.pending.is_some() => self.report_gap(self.next_seq() - 1, offset, ""),
-            None if let Some(pending) = self.pending => {
-                let seq_last = if pending.unreadable { self.last_in(pending) } else { self.durable };
-                self.report_gap(seq_last, offset, "");
+            None if let Some(pending) = self.pending.filter(|pending| pending.unreadable) => {
+                self.report_unreadable_end(pending, "");
             }
+            None if self.pending.is_some() => self.report_gap(self.durable, offset, ""),
             _ => self.pending = None,
         }
     }

@@ -15,6 +15,7 @@ pub const SEGMENT_BYTES: u64 = 64 << 10;
 pub const SEGMENT_HEADER_BYTES: usize = 168;
 pub const FRAME_HEADER_BYTES: usize = 64;
 pub const DATA: u8 = 1;
+pub const START: u8 = 2;
 /// So long that no slow machine reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use logweir_engine::file_system::{Crash, FileSystem, OpenMode, SimulatedDisk};
 use logweir_engine::journal::{Damage, Frame, Journal, JournalConfig, OpenError, check_on, dump_on, repair_on};
 
-use crate::kit::{DATA, SEGMENT_BYTES, append, payload, raw_frames, read};
+use crate::kit::{DATA, SEGMENT_BYTES, START, append, payload, raw_frames, read};
 
 const DIR: &str = "/data/journal";
 const PAGE_BYTES: u64 = 4096;
@@ -118,6 +118,30 @@ fn a_start_skips_a_page_that_cannot_be_read_and_names_what_was_in_it() {
             disk.restart(Crash::PowerLoss);
         }
     });
+}
+
+#[test]
+fn the_frames_of_a_run_whose_start_cannot_be_read_are_named() {
+    let disk = SimulatedDisk::new(1);
+    let (journal, _) = Journal::open(config(&disk)).unwrap();
+    append(&journal, 0, 1, &payload(1, 20_000)).unwrap();
+    drop(journal);
+    disk.restart(Crash::Kill);
+    let (journal, _) = Journal::open(config(&disk)).unwrap();
+    let seq = append(&journal, 0, 1, b"of the second run").unwrap().seq;
+    drop(journal);
+    disk.restart(Crash::Kill);
+    // What the start has copied comes before its START, and remains.
+    let path = segments(&disk).pop().unwrap();
+    let frames = raw_frames(&bytes(&disk, &path));
+    let start = frames.iter().find(|frame| frame.kind == START).unwrap().offset as u64;
+    let page = start / PAGE_BYTES * PAGE_BYTES;
+    assert!(page > 0, "{start}");
+    disk.make_unreadable(&path, page..SEGMENT_BYTES, FOR_EVER).unwrap();
+    let (journal, recovered) = Journal::open(config(&disk)).unwrap();
+    assert!(!seqs(&read(&journal, 0)).contains(&seq));
+    assert!(is_named(&recovered.damage, seq), "{seq} in {:?}", recovered.damage);
+    assert!(append(&journal, 0, 1, b"of the third run").unwrap().seq > seq);
 }
 
 /// Damage that a reader has found: the names in the quarantine.
