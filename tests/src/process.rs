@@ -213,10 +213,16 @@ impl Exit {
         self.0.code()
     }
 
+    /// Returns the signal that ended it, if one did.
+    #[must_use]
+    pub fn signal(self) -> Option<i32> {
+        self.0.signal()
+    }
+
     /// Returns whether SIGKILL ended it: a kill point or the harness.
     #[must_use]
     pub fn killed(self) -> bool {
-        self.0.signal() == Some(libc::SIGKILL)
+        self.signal() == Some(libc::SIGKILL)
     }
 }
 
