@@ -265,6 +265,8 @@ fn pg_repack_stops_nothing() {
         s.stored();
         assert_maintained(s.server());
         s.postgres().execute("CREATE EXTENSION pg_repack");
+        let exists = "SELECT count(to_regclass('logs_p' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')))";
+        s.wait("today's partition", |s| number(&s.store, exists) == 1);
         let today = "DO $$ BEGIN EXECUTE format('ALTER TABLE logs_p%s ADD PRIMARY KEY (id)', \
                      to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')); END $$";
         s.postgres().execute(today);
