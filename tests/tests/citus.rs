@@ -15,7 +15,7 @@ use logweir_tests::process::Server;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres_with};
 use rand::Rng as _;
 
-/// Runs a scenario on a coordinator whose table `logs` is distributed over two workers, unless there is no Citus. The
+/// Runs a scenario on a coordinator whose table `logs` is distributed over two workers; skips it if Citus is missing. The
 /// program is stopped, and has stored nothing.
 fn on_citus(name: &str, run: impl FnOnce(&mut Scenario, &[Postgres])) {
     if !has_extension("citus") {

@@ -300,7 +300,7 @@ fn a_gateway_names_the_processors_whose_records_are_in_another_database() {
         let said = String::from_utf8_lossy(&printed.stderr);
         assert!(said.contains("this result is incomplete: ") && said.contains(&named), "{said}");
 
-        // Those who run it are told without a query.
+        // Operators learn of it without sending a query.
         let told = gateway.until("told at the start", PATIENCE, |gateway| {
             gateway.metric("logweir_gateway_other_database_processors", "") >= 1.0
                 && gateway.log_text().lines().any(|line| line.contains("WARN") && line.contains(&named))

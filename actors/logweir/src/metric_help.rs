@@ -240,7 +240,7 @@ pub const METRICS: &[Metric] = &[
     ),
     gauge(
         "logweir_store_late_overdue_seconds",
-        "For how long late records have stayed in table logweir_late that should have moved into their chunk (TimescaleDB); 0 if there are none.",
+        "Seconds for which the longest-waiting late record has been overdue to move from table logweir_late into its chunk (TimescaleDB); 0 if none is.",
     ),
     gauge(
         "logweir_store_late_rows",

@@ -199,7 +199,7 @@ fn readable<'c>(cert: &'c CertificateDer<'c>) -> CertificateDer<'c> {
     with_version(cert).map_or_else(|| CertificateDer::from_slice(cert), CertificateDer::from)
 }
 
-/// Adds the version to a certificate of version 1, which has none; `None` if there is one, or if it is no certificate.
+/// Adds a version field to a version 1 certificate, which has none. Returns `None` if it has one or is not a certificate.
 fn with_version(der: &[u8]) -> Option<Vec<u8>> {
     const SEQUENCE: u8 = 0x30;
     const EXPLICIT_VERSION: u8 = 0xa0;

@@ -269,7 +269,7 @@ impl PgLane {
         if let Err(error) = within(self.limits.statement, "making a table beside the locked one", making).await
             && self.home.is_news(&error.to_string())
         {
-            tracing::warn!(%error, "there is no table for the records of a locked one");
+            tracing::warn!(%error, "cannot create a table for records while table logs is locked; they wait for the lock");
         }
     }
 

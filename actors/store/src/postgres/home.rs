@@ -86,7 +86,7 @@ impl KnownHome {
         Ok(home)
     }
 
-    /// Whether this is not what was told about it last: each lane looks at the tables, and all find the same.
+    /// Whether this message differs from the last one: each lane looks at the tables, and all find the same.
     pub(super) fn is_news(&self, text: &str) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = *told != text;

@@ -141,18 +141,18 @@ pub(super) async fn find_late(client: &impl GenericClient, schema: Option<&str>)
     Ok(row.as_ref().map_or(Beside::Nothing, Beside::of))
 }
 
-/// What a snapshot says about [`FORMER`], and about the partitions of `logs`.
-pub(super) struct Former {
-    /// The table, if it is there.
-    pub(super) table: Option<Relation>,
+/// How a snapshot sees the records divided into tables.
+pub(super) struct Division {
+    /// [`FORMER`], if it is there.
+    pub(super) former: Option<Relation>,
     /// `logs`, if a hypertable can take its place at any moment.
     exchangeable: Option<Oid>,
     /// The partitions of `logs`.
     partitions: Option<Vec<Oid>>,
 }
 
-/// Looks for [`FORMER`] in `schema`, or in that of the `logs` that search_path finds.
-pub(super) async fn find_former(client: &impl GenericClient, schema: Option<&str>) -> Result<Former, Error> {
+/// Looks for [`FORMER`] and the partitions of `logs` in `schema`, or in that of the `logs` that search_path finds.
+pub(super) async fn find_division(client: &impl GenericClient, schema: Option<&str>) -> Result<Division, Error> {
     const SQL: &str = "SELECT n.nspname::text, \
         EXISTS (SELECT FROM pg_class f WHERE f.relnamespace = n.oid AND f.relname = $2 AND f.relkind = 'p'), \
         (SELECT c.oid FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'logs' AND c.relkind = 'p' \
@@ -163,12 +163,12 @@ pub(super) async fn find_former(client: &impl GenericClient, schema: Option<&str
         THEN (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('logs')) \
         ELSE (SELECT oid FROM pg_namespace WHERE nspname = $1) END)";
     let row = client.query_typed_opt(SQL, &[(&schema, Type::TEXT), (&FORMER, Type::TEXT)]).await?;
-    let Some(row) = row else { return Ok(Former { table: None, exchangeable: None, partitions: None }) };
-    let table = row.get::<_, bool>(1).then(|| Relation { schema: row.get(0), name: FORMER.to_owned() });
-    Ok(Former { table, exchangeable: row.get(2), partitions: row.get(3) })
+    let Some(row) = row else { return Ok(Division { former: None, exchangeable: None, partitions: None }) };
+    let former = row.get::<_, bool>(1).then(|| Relation { schema: row.get(0), name: FORMER.to_owned() });
+    Ok(Division { former, exchangeable: row.get(2), partitions: row.get(3) })
 }
 
-impl Former {
+impl Division {
     /// Whether a hypertable took the place of `logs` between the snapshot and what was read since: a name stands for the
     /// table that has it now, whose records the snapshot does not see.
     pub(super) async fn was_exchanged(&self, client: &impl GenericClient, logs: &str) -> Result<bool, Error> {
@@ -263,11 +263,12 @@ impl Logs {
         };
         let tablespace = row.get::<_, Option<String>>(6);
         let beside = find_late(client, Some(home.name())).await.map_err(failed("looking for late records"))?;
-        let former = find_former(client, Some(home.name())).await.map_err(failed("looking for former partitions"))?;
+        let division =
+            find_division(client, Some(home.name())).await.map_err(failed("looking for former partitions"))?;
         Ok(Some(Self {
             oid: row.get(0),
             late: beside.late().map(|late| late.table),
-            former: former.table,
+            former: division.former,
             table,
             kind,
             default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),

@@ -1,4 +1,4 @@
-//! How rows of the default partition move to a partition that is made for them, if subscribers are told of it.
+//! Moves rows from the default partition to a new one in a way that subscribers of a publication can follow.
 //!
 //! A partition is filled before it is attached, since existing rows may violate constraints that new ones have to meet,
 //! and no trigger should act on them again. Logical replication takes it for a table of its own until then:

@@ -20,7 +20,7 @@ use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 use super::connect::describe;
 use super::filter::Sql;
 use super::home::{Home, KnownHome};
-use super::logs::{COLUMN_NAMES, Late, find_former, find_late, page_order, union_all};
+use super::logs::{COLUMN_NAMES, Late, find_division, find_late, page_order, union_all};
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
@@ -150,14 +150,15 @@ impl PostgresReader {
             let logs = self.table("logs");
             let home = self.home.as_ref().and_then(KnownHome::get);
             let late = find_late(&*transaction, home.as_ref().map(Home::name));
-            let former = find_former(&*transaction, home.as_ref().map(Home::name));
-            let (limited, lanes, late, former) = tokio::join!(transaction.batch_execute(&limit), lanes, late, former);
+            let division = find_division(&*transaction, home.as_ref().map(Home::name));
+            let (limited, lanes, late, division) =
+                tokio::join!(transaction.batch_execute(&limit), lanes, late, division);
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
-            let (late, former) = (late?.late(), former?);
-            let table = former.table.as_ref().map(ToString::to_string);
-            let is_moving = table.is_some();
-            let reading = Reading { transaction: &transaction, logs, late, former: table };
+            let (late, division) = (late?.late(), division?);
+            let former = division.former.as_ref().map(ToString::to_string);
+            let is_moving = former.is_some();
+            let reading = Reading { transaction: &transaction, logs, late, former };
             let value = match work(&reading).await {
                 // The last of the former partitions was just dropped.
                 Err(ReadStop::Failed(error)) if is_moving && error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
@@ -165,8 +166,8 @@ impl PostgresReader {
                 }
                 done => done?,
             };
-            let exchanged = former.was_exchanged(&*transaction, &reading.logs);
-            let repartitioned = former.has_other_partitions(&*transaction, &reading.logs);
+            let exchanged = division.was_exchanged(&*transaction, &reading.logs);
+            let repartitioned = division.has_other_partitions(&*transaction, &reading.logs);
             let (exchanged, repartitioned) = tokio::join!(exchanged, repartitioned);
             if exchanged? || repartitioned? {
                 return Ok(None);

@@ -139,7 +139,7 @@ pub(super) async fn prepare(client: &Client, known: &KnownHome, mut found: Found
         && let Err(error) = ensure_late(client, &home, &found.beside).await
         && known.is_news(&error.to_string())
     {
-        tracing::warn!(%error, "there is no table for records far from the present");
+        tracing::warn!(%error, "cannot create the table for records far from the present; they go to table logs");
     }
     Ok(Prepared { home, is_hypertable: found.is_hypertable })
 }

@@ -15,7 +15,7 @@ use super::flush::{Limits, PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
 use super::home::{Home, KnownHome};
 use super::lane_row::all_lanes;
-use super::logs::{Logs, LogsKind, find_former, find_late, union_all};
+use super::logs::{Logs, LogsKind, find_division, find_late, union_all};
 use super::maintain::{self, Memory, RetentionSettings};
 use super::migrate::{self, PartitionsLeft};
 use super::patience::Patience;
@@ -278,15 +278,15 @@ impl LogStore for PostgresStore {
             let snapshot = admin.client.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
             let snapshot = snapshot.read_only(true).start().await?;
             let late = find_late(&*snapshot, Some(home.name())).await?.late().map(|late| late.table);
-            let former = find_former(&*snapshot, Some(home.name())).await?;
-            let others = late.iter().chain(&former.table).map(ToString::to_string);
+            let division = find_division(&*snapshot, Some(home.name())).await?;
+            let others = late.iter().chain(&division.former).map(ToString::to_string);
             let logs = union_all("id", &table, others);
             let rows = format!("SELECT count(*), count(DISTINCT id) FROM {logs} WHERE id >= $1 AND id < $2");
             let counted = snapshot.query_one(&rows, &[&first, &end]).await?;
             let dead = snapshot.query_one(&home.sql(dead), &[&first, &end]).await?;
             let lane_id = i32::try_from(row.lane_id).unwrap_or(i32::MAX);
             let replayed = snapshot.query_one(&home.sql(replayed), &[&lane_id]).await?;
-            if former.was_exchanged(&*snapshot, &table).await? {
+            if division.was_exchanged(&*snapshot, &table).await? {
                 return Ok(None);
             }
             let count = |row: &Row, column| row.get::<_, i64>(column).cast_unsigned();
