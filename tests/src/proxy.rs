@@ -38,6 +38,8 @@ pub enum AtCommit {
     /// The client's side is cut at once; the COMMIT reaches the server this much later, after the client has already
     /// checked for it.
     Late(Duration),
+    /// As [`AtCommit::Late`], when [`Proxy::release_commits`] is called; only on connections of lanes.
+    Held,
 }
 
 /// A proxy; stopped on drop.
@@ -57,6 +59,8 @@ struct Shared {
 struct State {
     mode: Mode,
     at_commit: Option<(AtCommit, u32)>,
+    /// Number of calls of [`Proxy::release_commits`].
+    released: u32,
     open: Vec<(TcpStream, TcpStream)>,
     /// Number of connections so far; identifies each connection.
     made: u64,
@@ -84,8 +88,15 @@ impl Proxy {
     pub fn start_at(addr: SocketAddr, target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(addr)?;
         let listen = listener.local_addr()?;
-        let state =
-            State { mode: Mode::Pass, at_commit: None, open: Vec::new(), made: 0, silent_up_to: 0, closed: false };
+        let state = State {
+            mode: Mode::Pass,
+            at_commit: None,
+            released: 0,
+            open: Vec::new(),
+            made: 0,
+            silent_up_to: 0,
+            closed: false,
+        };
         let shared = Arc::new(Shared {
             target: Mutex::new(target),
             state: Mutex::new(state),
@@ -130,6 +141,12 @@ impl Proxy {
     /// Cuts the connections of the next `times` COMMITs; none if it is 0.
     pub fn cut_at_commit(&self, what: AtCommit, times: u32) {
         self.shared.lock().at_commit = (times > 0).then_some((what, times));
+    }
+
+    /// Forwards the COMMITs that are held.
+    pub fn release_commits(&self) {
+        self.shared.lock().released += 1;
+        self.shared.changed.notify_all();
     }
 
     /// Number of connections cut at a COMMIT so far.
@@ -222,7 +239,7 @@ impl Shared {
         while let Some(piece) = read(client, &mut buffer) {
             messages.push(piece);
             while let Some(message) = messages.next() {
-                match (!messages.encrypted && is_commit(&message)).then(|| self.take_cut()).flatten() {
+                match (!messages.encrypted && is_commit(&message)).then(|| self.take_cut(messages.is_lane)).flatten() {
                     Some(AtCommit::RequestLost) => {
                         close(client, server);
                         return;
@@ -230,9 +247,16 @@ impl Shared {
                     Some(late_or_unanswered) => {
                         // Set before the message is sent, so that the response cannot slip through.
                         *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                        if let AtCommit::Late(time) = late_or_unanswered {
+                        let is_late = late_or_unanswered != AtCommit::ReplyLost;
+                        if is_late {
                             let _ = client.shutdown(Shutdown::Both);
-                            std::thread::sleep(time);
+                        }
+                        match late_or_unanswered {
+                            AtCommit::Late(time) => std::thread::sleep(time),
+                            AtCommit::Held => self.hold(),
+                            AtCommit::RequestLost | AtCommit::ReplyLost => {}
+                        }
+                        if is_late {
                             // The other pump closes the connection when the server has responded.
                             return drop(self.pass(server, *number, &message));
                         }
@@ -265,9 +289,21 @@ impl Shared {
         close(client, server);
     }
 
-    fn take_cut(&self) -> Option<AtCommit> {
+    /// Waits until the COMMITs that are held are released.
+    fn hold(&self) {
+        let mut state = self.lock();
+        let released = state.released;
+        while state.released == released && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn take_cut(&self, is_lane: bool) -> Option<AtCommit> {
         let mut state = self.lock();
         let (what, times) = state.at_commit?;
+        if what == AtCommit::Held && !is_lane {
+            return None;
+        }
         state.at_commit = (times > 1).then(|| (what, times - 1));
         self.commits_cut.fetch_add(1, Ordering::SeqCst);
         Some(what)
@@ -313,6 +349,10 @@ fn contains(bytes: &[u8], what: &[u8]) -> bool {
     bytes.windows(what.len()).any(|window| window == what)
 }
 
+fn is_number(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(u8::is_ascii_digit)
+}
+
 /// Returns whether a simple query or a statement being prepared is a COMMIT, exactly: `ON COMMIT DROP` and
 /// `synchronous_commit` do not count.
 fn is_commit(message: &[u8]) -> bool {
@@ -328,6 +368,8 @@ struct Messages {
     buffer: Vec<u8>,
     started: bool,
     encrypted: bool,
+    /// Whether the startup message names a connection of a lane, `logweir/WRITER/LANE/EPOCH`.
+    is_lane: bool,
 }
 
 /// Codes of the messages that precede the startup message.
@@ -355,6 +397,10 @@ impl Messages {
         }
         if !self.started {
             self.started = !BEFORE_STARTUP.contains(&number(4)?);
+            self.is_lane = self.buffer[..len].split(|byte| *byte == 0).any(|value| {
+                let parts: Vec<&[u8]> = value.split(|byte| *byte == b'/').collect();
+                matches!(parts[..], [b"logweir", _, lane, epoch] if is_number(lane) && is_number(epoch))
+            });
         }
         let rest = self.buffer.split_off(len);
         Some(std::mem::replace(&mut self.buffer, rest))

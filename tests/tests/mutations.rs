@@ -1,7 +1,5 @@
 //! Tests of the tests: each injected bug must be detected by the same check that passes without it.
 
-use std::time::Duration;
-
 use logweir_tests::client::Load;
 use logweir_tests::disk::{Disk, may_mount};
 use logweir_tests::oracle::Violation;
@@ -43,14 +41,24 @@ fn the_compare_and_set_and_the_guard_each_suffice_alone() {
     harmless("mutation.no_guard=return", late_commits);
 }
 
-fn late_commits(faults: &str, times: u32) -> Vec<Violation> {
+/// A COMMIT arrives after its client has given up, while the next attempt waits for the lane's row: what that attempt
+/// read before does not tell it.
+fn late_commits(faults: &str, _: u32) -> Vec<Violation> {
     let mut found = Vec::new();
     behind_proxy("late commits", |s| {
         s.start_with(faults);
         let load = s.load(Load::default());
         s.stored();
-        s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1) * times), 3);
-        s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
+        for held in 1..=3 {
+            s.proxy().cut_at_commit(AtCommit::Held, 1);
+            s.wait("a COMMIT that is held", |s| s.proxy().commits_cut() == held);
+            s.wait("an attempt that waits for the lane's row", |s| {
+                let waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                               AND application_name ~ '^logweir/[0-9a-f]{32}/[0-9]+/[0-9]+$'";
+                s.store.rows(waiting).is_ok_and(|rows| !rows.is_empty())
+            });
+            s.proxy().release_commits();
+        }
         load.stop();
         found = s.findings();
     });

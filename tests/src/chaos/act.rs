@@ -116,7 +116,7 @@ impl Act {
             },
             Self::Commits(AtCommit::RequestLost, _) => "commit_lost",
             Self::Commits(AtCommit::ReplyLost, _) => "commit_reply_lost",
-            Self::Commits(AtCommit::Late(_), _) => "commit_late",
+            Self::Commits(AtCommit::Late(_) | AtCommit::Held, _) => "commit_late",
             Self::Pooler(..) => "pooler",
             Self::DiskFull => "disk_full",
             Self::SlowDisk(_) => "slow_disk",
