@@ -116,7 +116,8 @@ fn run_scenario(name: &str, place: impl FnOnce(&Path) -> Place, run: impl FnOnce
     }
 }
 
-/// Settings of all test servers: small limits, short intervals, own ports.
+/// Settings of all test servers: small limits, short intervals, own ports. Where the program would give up after some
+/// seconds, it waits as long as the tests' clients do, so that a machine that stalls fails no test of something else.
 fn settings(data_dir: &Path, url: &str) -> Settings {
     let mut settings = Settings::new();
     for (key, value) in [
@@ -129,6 +130,8 @@ fn settings(data_dir: &Path, url: &str) -> Settings {
         ("journal.ballast_bytes", "1048576"),
         ("journal.retain_segments", "0"),
         ("shutdown.linger_ms", "0"),
+        ("shutdown.deadline_ms", "2m"),
+        ("http.ack_timeout_ms", "50s"),
     ] {
         settings.insert(key.to_owned(), value.to_owned());
     }

@@ -65,6 +65,7 @@ fn nothing_is_committed_to_a_file_that_was_removed() {
         let is_named = |server: &Server| server.log_text().contains("was removed or replaced");
         s.server().until("the log names it", PATIENCE, is_named).expect("the server keeps running");
         s.server().kill();
+        s.set("http.ack_timeout_ms", "50s");
         s.start();
         s.wait_long("a commit to the new file", |s| s.store.count().is_ok_and(|rows| rows >= acknowledged + 3));
         assert_eq!(post(s), Some(200));
