@@ -49,6 +49,22 @@ impl Webhook {
         self.notices.recv_timeout(crate::scenario::PATIENCE).expect("a notification arrives")
     }
 
+    /// Takes the notifications that have been sent until now, also what is still on its way.
+    ///
+    /// # Panics
+    /// On timeout.
+    pub fn drain(&self) {
+        let own = crate::client::post_body(
+            &crate::client::agent(crate::scenario::PATIENCE),
+            &self.url(),
+            "application/json",
+            "\"own\"",
+        );
+        assert_eq!(own.map(|answer| answer.status).ok(), Some(200), "it answers");
+        // It takes one request after the other.
+        while self.next().1 != "own" {}
+    }
+
     /// Returns a notification if one has arrived.
     #[must_use]
     pub fn try_next(&self) -> Option<(u16, Value)> {
