@@ -54,6 +54,11 @@ fn number(s: &Scenario, sql: &str) -> i64 {
     rows[0][0].parse().unwrap_or_else(|_| panic!("{sql}: {rows:?}"))
 }
 
+/// All records, wherever they are: a lock that is held for long sends some to the table beside `logs`.
+fn stored(s: &Scenario) -> i64 {
+    i64::try_from(s.store.count().unwrap()).unwrap()
+}
+
 /// Drops the newest daily partition, so that the next round has one to create.
 fn drop_newest_partition(s: &Scenario) {
     const NEWEST: &str = "SELECT relname FROM pg_class WHERE relname ~ '^logs_p[0-9]{8}$' ORDER BY 1 DESC LIMIT 1";
@@ -402,8 +407,7 @@ fn tables_that_are_dropped_while_records_come_in_are_made_again() {
 
         s.postgres().execute("DROP TABLE logs");
         store_some(s);
-        let (rows, counted) =
-            (number(s, "SELECT count(*) FROM logs"), "SELECT coalesce(sum(records), 0) FROM log_volume");
+        let (rows, counted) = (stored(s), "SELECT coalesce(sum(records), 0) FROM log_volume");
         assert!(rows > 0);
         assert_eq!(number(s, counted), rows, "the counters are those of the records that are there");
     });
@@ -448,7 +452,7 @@ fn identities_that_were_dropped_are_not_invented_again() {
     on_postgres("no lanes", |s| {
         s.start();
         store_some(s);
-        let rows = number(s, "SELECT count(*) FROM logs");
+        let rows = stored(s);
         s.postgres().execute("DROP TABLE logweir_lane");
         let load = s.load(Load::default());
         s.acknowledged(100);
@@ -458,7 +462,7 @@ fn identities_that_were_dropped_are_not_invented_again() {
             status.contains("table logweir_lane is missing") && status.contains("search_path=logweir")
         };
         s.server().until("the reason", PATIENCE, refused).unwrap();
-        assert_eq!(number(s, "SELECT count(*) FROM logs"), rows, "nothing is stored twice");
+        assert_eq!(stored(s), rows, "nothing is stored twice");
     });
 }
 
@@ -475,7 +479,7 @@ fn a_wrong_clock_deletes_nothing() {
         let partitions = "SELECT count(*) FROM pg_class WHERE relname ~ '^logs_p[0-9]{8}$'";
         s.wait("the partitions", |s| number(s, partitions) == 5);
         s.stop();
-        let rows = number(s, "SELECT count(*) FROM logs");
+        let rows = stored(s);
         for (n, offset) in ["+400d", "-400d"].into_iter().enumerate() {
             let mut command = process::command(&s.settings, "", &["run"]);
             clock.set(offset);
@@ -493,7 +497,7 @@ fn a_wrong_clock_deletes_nothing() {
             await_step(&server, "takeovers"); // the other steps run
             server.kill();
         }
-        assert!(number(s, "SELECT count(*) FROM logs") >= rows + 100);
+        assert!(stored(s) >= rows + 100);
         assert_eq!(number(s, partitions), 5);
         // With the right clock everything goes on.
         s.start();
@@ -519,14 +523,15 @@ fn expired_partitions_are_dropped_and_their_records_counted() {
         let body = format!("{{\"ts\":{},\"msg\":\"old\"}}\n", days * 86_400 + 5).repeat(3);
         let answer = s.server().post("/ingest?ack=committed", "application/x-ndjson", &body);
         assert_eq!(answer.map(|answer| answer.status), Some(200));
-        let rows = number(s, "SELECT count(*) FROM logs");
+        let rows = stored(s);
         s.stop();
         s.set("database.retention_days", "7");
         s.start();
-        s.wait("the old records to expire", |s| number(s, "SELECT count(*) FROM logs") == rows - 3);
+        s.wait("the old records to expire", |s| stored(s) == rows - 3);
         let deleted = |server: &Server| server.metric("logweir_store_retention_deleted_rows_total", "table=\"logs\"");
         s.server().until("the counter", PATIENCE, |server| deleted(server) > 0.0).unwrap();
         assert_eq!(deleted(s.server()), 3.0);
+        // It counts first.
         assert_eq!(s.server().metric("logweir_store_partitions_dropped_total", ""), 1.0);
     });
 }
@@ -838,7 +843,7 @@ fn dead_letters_are_replayed_whatever_the_isolation_that_the_role_has_by_default
                 replaying.join().unwrap()
             });
             assert!(replayed.contains("replayed 5 dead letters, 0 failed"), "{level}: {replayed}");
-            assert_eq!(number(s, "SELECT sum(records) FROM log_volume"), number(s, "SELECT count(*) FROM logs"));
+            assert_eq!(number(s, "SELECT sum(records) FROM log_volume"), stored(s));
             assert_eq!(s.run(&["verify"]).status.code(), Some(0));
         });
     }
