@@ -62,6 +62,13 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// As [`write`], at once: somebody may be reading it.
+fn replace(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::rename(write(dir, &format!("{name}.new"), text), &path).unwrap();
+    path
+}
+
 async fn start(options: Options) -> Arc<Server> {
     Arc::new(tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap())
 }
@@ -69,6 +76,8 @@ async fn start(options: Options) -> Arc<Server> {
 fn database(url: &str) -> Database {
     let mut database = Database::new(DatabaseUrl::Postgres(url.to_owned()));
     (database.pool_size, database.compress_after_days) = (2, 0);
+    // So long that no slow machine reaches it.
+    database.connect_timeout_ms = 60_000;
     database
 }
 
@@ -361,7 +370,7 @@ fn a_name_is_tried_at_each_of_its_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let hosts = write(dir.path(), "hosts", "127.0.0.2 db\n127.0.0.3 db\n127.0.0.4 db\n");
     let url = format!("postgres://postgres@db:{}/postgres", server.port());
-    let settings = [("database.url", url), ("database.connect_timeout_ms", "3000".to_owned())];
+    let settings = [("database.url", url), ("database.connect_timeout_ms", "5000".to_owned())];
     connects_as_configured(&settings, |inner| with_hosts(&hosts, &inner)).unwrap();
     drop(silent);
 }
@@ -1151,7 +1160,7 @@ fn a_running_process_goes_on_after_its_password_was_rotated() {
         }
         assert!(s.server().log_text().contains("read again at the next attempt"));
         let text = std::fs::read_to_string(&file).unwrap().replace(":one@", ":two@");
-        std::fs::write(&file, text).unwrap();
+        replace(&s.dir, "url", &text);
         s.acknowledged(500);
         load.stop();
         s.assert_contract();
@@ -1180,7 +1189,7 @@ fn a_running_process_goes_on_after_the_ca_was_rotated() {
         s.postgres().execute("CREATE ROLE app LOGIN SUPERUSER");
         let trusted = |s: &Scenario, authorities: &[&Authority]| {
             let pem: String = authorities.iter().map(|authority| authority.pem.as_str()).collect();
-            write(&s.dir, "ca.pem", &pem)
+            replace(&s.dir, "ca.pem", &pem)
         };
         let file = trusted(s, &[&first]);
         let url = format!("postgres://app@localhost:{}/postgres?sslmode=verify-full", s.postgres().port());

@@ -158,6 +158,8 @@ const REGEXES: &[&str] = &[
 fn settings(url: DatabaseUrl) -> Database {
     let mut settings = Database::new(url);
     settings.compress_after_days = 0;
+    // So long that no slow machine reaches it.
+    settings.connect_timeout_ms = 60_000;
     settings
 }
 
