@@ -2,6 +2,9 @@
 //! lost are replayed from the journal exactly once, or reported exactly if the journal no longer has them. And the volume
 //! is restored to an earlier time, while the one with the later frames still exists.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use logweir_tests::backup::Backup;
 use logweir_tests::client::Load;
 use logweir_tests::oracle::Violation;
@@ -20,6 +23,12 @@ fn wait_until_committed(s: &mut Scenario) {
         Totals::of(&server.status()).is_some_and(|now| now.committed + now.dead + now.lost >= accepted)
     };
     s.server().until("committed", PATIENCE, has_it).expect("the server keeps running");
+}
+
+/// The names of the journal's segments.
+fn segments(s: &Scenario) -> BTreeSet<PathBuf> {
+    let all = std::fs::read_dir(s.data_dir().join("journal")).expect("the journal").flatten().map(|entry| entry.path());
+    all.filter(|path| path.extension().is_some_and(|extension| extension == "wal")).collect()
 }
 
 fn rewinds(s: &mut Scenario) -> f64 {
@@ -72,9 +81,11 @@ fn records_that_the_journal_no_longer_has_are_reported_exactly() {
         s.acknowledged(500);
         let moment = backup.now();
         s.acknowledged(500);
+        let segments = segments(s);
         fill_segments(s);
         wait_until_committed(s);
         fill_segments(s);
+        s.wait("the journal no longer has them", |s| self::segments(s).is_disjoint(&segments));
         backup.end();
         backup.destroy();
         backup.restore(&moment);
