@@ -107,7 +107,7 @@ fn idle_connections_and_those_above_the_limit_are_closed() {
     on_sqlite("syslog connections", |s| {
         let addr = listen(s, "syslog.tcp_listen");
         s.set("syslog.connections_max", 2);
-        s.set("syslog.idle_timeout_ms", 4000);
+        s.set("syslog.idle_timeout_ms", 8000);
         s.start();
         let open: Vec<TcpStream> = (0..3).map(|_| connect(addr)).collect();
         s.wait("the third connection closed at once, the others when idle", |_| {

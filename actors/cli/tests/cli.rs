@@ -676,8 +676,8 @@ fn wait_for_signal_handlers(pid: u32) {
     }
 }
 
-/// Exit code, standard output and standard error of `logweir produce` with `arguments`, after `signal`.
-fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+/// Exit code, standard output and standard error of `logweir produce` with `arguments`, after `pause` and `signal`.
+fn interrupted(signal: &str, arguments: &[&str], pause: Duration) -> (Option<i32>, String, String) {
     let dir = temporary();
     let mut child = logweir(dir.path())
         .arg("produce")
@@ -689,7 +689,7 @@ fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String
         .unwrap();
     let input = child.stdin.take();
     wait_for_signal_handlers(child.id());
-    thread::sleep(Duration::from_millis(300)); // so that it waits for something
+    thread::sleep(pause); // so that it waits for something
     let started = Instant::now();
     let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
@@ -728,7 +728,14 @@ fn produce_ends_on_the_first_signal_with_its_summary_whatever_it_waits_for() {
     ] {
         for signal in ["INT", "TERM"] {
             // What it waits for never comes, or only after an hour.
-            let (exit, out, err) = interrupted(signal, &[arguments, &["--retry-for", "1h"]].concat());
+            let arguments = [arguments, &["--retry-for", "1h"]].concat();
+            let mut pause = Duration::from_millis(300);
+            let (mut exit, mut out, mut err) = interrupted(signal, &arguments, pause);
+            // On a slow machine it may not have begun.
+            while exit != Some(code) && out.starts_with("sent 0 ") && pause < LIMIT / 8 {
+                pause *= 2;
+                (exit, out, err) = interrupted(signal, &arguments, pause);
+            }
             assert!(out.starts_with("sent "), "{arguments:?} printed no summary: {out:?}");
             // On a slow machine a request can need more time than it has after the signal.
             let in_flight = code == 0 && exit == Some(1) && out.contains("not answered before the end");
