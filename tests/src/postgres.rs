@@ -324,7 +324,7 @@ impl Server {
     /// # Panics
     /// If it fails.
     pub fn execute(&self, sql: &str) {
-        Store::Postgres(self.url("postgres")).rows(sql).expect("the statement succeeds");
+        Store::Postgres(self.url("postgres")).run(sql).expect("the statement succeeds");
     }
 
     /// Sets a parameter for the next [`Server::restart`].

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use logweir_tests::client::PATIENCE;
-use logweir_tests::postgres::{Options, Server};
+use logweir_tests::postgres::{Options, Server, wait_until};
 use logweir_tests::proxy::{AtCommit, Proxy};
 use logweir_tests::store::Store;
 use tokio_postgres::NoTls;
@@ -59,4 +59,27 @@ fn postgres_recovers_from_a_crash_and_an_immediate_restart() {
     postgres.stop_immediately();
     postgres.restart();
     postgres.execute("INSERT INTO t VALUES (1)");
+}
+
+#[test]
+fn records_that_move_to_a_new_partition_while_they_are_counted_are_found() {
+    let postgres = Server::start(&Options::default());
+    postgres.execute(
+        "CREATE TABLE logs (id int) PARTITION BY RANGE (id); CREATE TABLE logs_default PARTITION OF logs DEFAULT; \
+         INSERT INTO logs VALUES (1), (2)",
+    );
+    let store = Store::Postgres(postgres.url("postgres"));
+    let holder = postgres.session();
+    holder.execute("BEGIN; LOCK TABLE logs_default IN ACCESS EXCLUSIVE MODE");
+    let counted = std::thread::scope(|scope| {
+        let counting = scope.spawn(|| store.count());
+        let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        wait_until("the records are being counted", || !store.run(waits).unwrap().is_empty());
+        holder.execute(
+            "CREATE TABLE moved (LIKE logs); WITH gone AS (DELETE FROM logs_default RETURNING *) \
+             INSERT INTO moved SELECT * FROM gone; ALTER TABLE logs ATTACH PARTITION moved FOR VALUES FROM (1) TO (9); COMMIT",
+        );
+        counting.join().unwrap()
+    });
+    assert_eq!(counted, Ok(2));
 }
