@@ -19,7 +19,7 @@ PROGRAM = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug/logweir
 test: deps
 	cargo test --workspace --all-features --no-run
 	ln -f $(PROGRAM) $(PROGRAM)-under-test
-	LOGWEIR_BIN=$(PROGRAM)-under-test cargo test --workspace --all-features --no-fail-fast
+	LOGWEIR_BIN=$(PROGRAM)-under-test ./tests/run
 
 ## check: checks formatting, spelling, lints, documentation, dependencies and each feature; names the tools that it lacks
 TOOLS = typos-cli cargo-deny cargo-machete cargo-hack
