@@ -4,13 +4,14 @@
 //! type byte and a length. For other protocols, and with TLS, use only the faults by mode.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::client::PATIENCE;
+use crate::process::free_addr;
 
 /// How bytes are forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,8 @@ impl Proxy {
     /// # Errors
     /// If no port can be bound.
     pub fn start(target: SocketAddr) -> io::Result<Self> {
-        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), target)
+        // Not one of the kernel's choice: while connections are refused, a client could be given it.
+        Self::start_at(free_addr(), target)
     }
 
     /// Starts a proxy to `target` that listens on `addr`.

@@ -340,6 +340,21 @@ fn a_restart_beside_a_dump_stores_at_once() {
     });
 }
 
+/// As of a predecessor whose session has not ended yet, for instance since its statement takes long.
+#[test]
+fn a_round_of_maintenance_that_another_session_prevents_comes_soon() {
+    on_postgres("prevented", |s| {
+        let beside = Beside::of(s);
+        for what in ["maintain", "index"] {
+            beside.execute(&format!("SELECT pg_advisory_lock(hashtextextended('logweir/{what}/public', 0))"));
+        }
+        s.start();
+        await_step(s.server(), "connection");
+        beside.execute("SELECT pg_advisory_unlock_all()");
+        assert_maintained(s.server());
+    });
+}
+
 #[test]
 fn a_process_frozen_while_it_creates_the_tables_does_not_stop_another_one() {
     on_postgres("frozen", |s| {

@@ -2,7 +2,8 @@
 //!
 //! - The first round follows the lease at once, never before: no record waits for it.
 //! - Indexes are built beside the rounds, since a build can take hours.
-//! - After a failure that passes by itself, such as a lock, the next round comes sooner.
+//! - After a failure that passes by itself, such as a lock, the next round comes sooner; and after one that another process
+//!   prevented: what does the work may be a session of this one's predecessor, which has not ended yet.
 //! - A step that fails is a gauge, a line in the status and few lines in the log: one when it begins, others at growing
 //!   intervals, one when it is over.
 
@@ -132,14 +133,20 @@ fn passes(error: &StoreError) -> bool {
     matches!(error, StoreError::Transient(_))
 }
 
+/// Whether a round did nothing, since another process is doing it.
+fn is_elsewhere(outcome: &[MaintenanceStep]) -> bool {
+    outcome.iter().all(|step| step.name == "connection" && step.result.is_ok())
+}
+
 /// When the next round follows. Pure.
 #[derive(Debug, Default)]
 struct Pace(Option<Duration>);
 
 impl Pace {
-    /// The interval after a round in which a step has failed in such a way that the failure `passes`.
-    fn after(&mut self, passes: bool) -> Duration {
-        self.0 = passes.then(|| self.0.map_or(SOON, |last| (2 * last).min(EVERY)));
+    /// The interval after a round with this outcome.
+    fn after(&mut self, outcome: &[MaintenanceStep]) -> Duration {
+        let soon = is_elsewhere(outcome) || outcome.iter().any(|step| step.result.as_ref().is_err_and(passes));
+        self.0 = soon.then(|| self.0.map_or(SOON, |last| (2 * last).min(EVERY)));
         self.0.unwrap_or(EVERY)
     }
 }
@@ -194,7 +201,6 @@ fn gauges(step: &'static str, failing_since_s: Option<i64>) {
 /// Maintains the tables until the shutdown, once this process holds the lease.
 pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progress: Progress, drain: DrainWatch) {
     let told = std::cell::RefCell::new(Told::default());
-    let any_passes = |outcome: &[MaintenanceStep]| outcome.iter().any(|step| step.result.as_ref().is_err_and(passes));
     let rounds = async {
         let mut pace = Pace::default();
         loop {
@@ -202,7 +208,7 @@ pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progres
             let outcome = store.maintain(clock::wall_us()).await;
             // It may have been updated meanwhile.
             progress.store(store.name(), store.version());
-            let next = pace.after(any_passes(&outcome));
+            let next = pace.after(&outcome);
             report(&mut told.borrow_mut(), |told| &mut told.rounds, outcome, &progress);
             tokio::time::sleep(next).await;
         }
@@ -212,7 +218,7 @@ pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progres
         loop {
             session.held().await;
             let outcome = store.build_indexes().await;
-            let next = pace.after(any_passes(&outcome));
+            let next = pace.after(&outcome);
             report(&mut told.borrow_mut(), |told| &mut told.indexes, outcome, &progress);
             tokio::time::sleep(next).await;
         }
@@ -303,12 +309,18 @@ mod tests {
     }
 
     #[test]
-    fn the_next_round_comes_sooner_while_a_failure_passes_by_itself() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.after(false), EVERY);
-        let intervals: Vec<u64> = (0..7).map(|_| pace.after(true).as_secs()).collect();
-        assert_eq!(intervals, [10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!((pace.after(false), pace.after(true)), (EVERY, SOON));
+    fn the_next_round_comes_sooner_while_a_failure_passes_by_itself_or_another_process_is_at_it() {
+        let connected = || MaintenanceStep::new("connection", Ok(()));
+        let worked = [connected(), MaintenanceStep::new("partitions", Ok(()))];
+        let failed = [connected(), MaintenanceStep::new("partitions", failure())];
+        let held = MaintenanceStep::new("partitions", Err(StoreError::Transient("a lock".to_owned())));
+        for soon in [&[connected(), held][..], &[connected()], &[]] {
+            let mut pace = Pace::default();
+            assert_eq!((pace.after(&worked), pace.after(&failed)), (EVERY, EVERY));
+            let intervals: Vec<u64> = (0..7).map(|_| pace.after(soon).as_secs()).collect();
+            assert_eq!(intervals, [10, 20, 40, 80, 160, 300, 300]);
+            assert_eq!((pace.after(&worked), pace.after(soon)), (EVERY, SOON));
+        }
     }
 
     #[test]
