@@ -1,9 +1,10 @@
 //! TimescaleDB's own jobs and settings beside those of logweir.
 
-use logweir_tests::scenario::PATIENCE;
+use logweir_tests::scenario::{PATIENCE, Scenario};
 
 use super::{
     assert_verified, found, lines, maintain_again, now_us, number, on_timescale, post, start, step, store_days_ago,
+    told,
 };
 
 const RETENTION_JOBS: &str = "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'policy_retention'";
@@ -116,6 +117,57 @@ fn a_job_that_is_switched_off_or_hangs_is_told() {
         let told = step(s.server(), "jobs").expect("it hangs");
         assert!(told.contains("running for more than a day"), "{told}");
         holder.execute("COMMIT");
+    });
+}
+
+#[test]
+fn rare_severities_are_found_without_decompressing_the_rest() {
+    /// The sparse indexes that somebody has named, for columns with these names.
+    fn sparse(s: &Scenario, columns: &str) -> i64 {
+        number(
+            &s.store,
+            &format!(
+                "SELECT count(*) FROM timescaledb_information.hypertable_compression_settings, jsonb_array_elements(index) e \
+                 WHERE hypertable = 'logs'::regclass AND e->>'source' = 'config' AND e->>'column' ~ '^({columns})$'"
+            ),
+        )
+    }
+    on_timescale("sparse index", &[], |s| {
+        s.set("database.maintenance", "false");
+        s.start();
+        post(s.server(), "committed", &lines("s", [now_us()]));
+        let has = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'hypertable_compression_settings' \
+                   AND table_schema = 'timescaledb_information' AND column_name = 'index'";
+        if number(&s.store, has) == 0 {
+            return told("sparse index: skipped: this version of TimescaleDB has none that can be named");
+        }
+        // TimescaleDB makes a sparse index for a column that an operator indexes, unless some are named.
+        s.postgres().execute("CREATE INDEX mine ON logs (host)");
+        s.set("database.maintenance", "true");
+        maintain_again(s);
+        assert_eq!((step(s.server(), "policies"), sparse(s, "severity")), (None, 0));
+        s.postgres().execute("DROP INDEX mine");
+        maintain_again(s);
+        assert_eq!((step(s.server(), "policies"), sparse(s, "severity")), (None, 1));
+
+        s.postgres().execute(
+            "INSERT INTO logs SELECT n, date_trunc('day', now()) - interval '10 days' + n * interval '1 s', \
+             CASE n WHEN 25000 THEN 21 ELSE 9 END, 'rare', 'h', 'm', NULL FROM generate_series(1, 50000) n",
+        );
+        let compress = "SELECT compress_chunk(c, true) FROM show_chunks('logs', older_than => interval '8 days') c";
+        s.wait("the chunk to be compressed", |s| s.store.rows(compress).is_ok());
+        assert_eq!(found(s.server(), "severity%3E=fatal"), 1);
+        let explain =
+            "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT count(*) FROM logs WHERE severity BETWEEN 21 AND 24";
+        let plan: Vec<String> = s.store.rows(explain).unwrap().concat();
+        let removed =
+            plan.iter().filter_map(|line| line.trim().strip_prefix("Rows Removed by Filter: ")?.parse::<u64>().ok());
+        // Of fifty batches, the one with that record, and what is not compressed.
+        assert!(removed.sum::<u64>() < 2_000, "{plan:#?}");
+
+        s.postgres().execute("ALTER TABLE logs SET (timescaledb.sparse_index = 'bloom(host)')");
+        maintain_again(s);
+        assert_eq!((step(s.server(), "policies"), sparse(s, "severity"), sparse(s, "host")), (None, 0, 1));
     });
 }
 

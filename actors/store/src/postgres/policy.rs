@@ -14,8 +14,14 @@ use super::logs::{Logs, page_order};
 use super::timescale::Timescale;
 use crate::error::StoreError;
 
-/// What earlier versions set.
+/// What earlier versions set, and what is set now: see [`settings`].
 const FORMER: [&str; 2] = ["service 1 - -", "ts - 1 true"];
+const OWN: [&str; 2] = ["ts - 1 false", "id - 2 false"];
+
+/// The sparse index: the lowest and the highest severity of each thousand records, so that a search for rare ones
+/// decompresses few others. Refused: Bloom filters of services and hosts, which are read instead of what they save, and
+/// which a change of their hash has made useless once (2.24).
+const SPARSE_INDEX: &str = "minmax(severity)";
 
 /// Sets the jobs of the hypertable `logs`; 0 removes compression. What an operator changed about a job is kept, except
 /// for its age. `told` is set once it was said that the edition has no compression.
@@ -129,16 +135,9 @@ async fn compress(client: &Client, timescale: &Timescale, logs: &Logs, after_day
     // From 2.18 on it is called columnstore; the former names still work there.
     let is_columnstore = timescale.has(client, "add_columnstore_policy").await.map_err(failed(WHAT))?;
     let settings = settings(client, logs).await.map_err(failed(WHAT))?;
-    if settings.is_empty() || settings == FORMER {
-        let (enable, prefix) = if is_columnstore { ("enable_columnstore", "") } else { ("compress", "compress_") };
-        // The order of a page: so a page decompresses what it shows, and sorts nothing. Refused: a segment per service,
-        // which makes each page merge all services and saves no space.
-        let sql = format!(
-            "ALTER TABLE {} SET (timescaledb.{enable}, timescaledb.{prefix}segmentby = '', \
-             timescaledb.{prefix}orderby = '{}')",
-            logs.table,
-            page_order("DESC")
-        );
+    let has_sparse = timescale.has_sparse_indexes() && is_sparse_free(client, logs).await.map_err(failed(WHAT))?;
+    if let Some(change) = change(&settings, is_columnstore, has_sparse) {
+        let sql = format!("ALTER TABLE {} SET ({change})", logs.table);
         in_transaction(client, WHAT, client.batch_execute(&sql)).await?;
     }
     let table = logs.table.to_string();
@@ -166,6 +165,34 @@ async fn compress(client: &Client, timescale: &Timescale, logs: &Logs, after_day
             in_transaction(client, WHAT, client.query(&call, &[&table, &days])).await.map(drop)
         }
     }
+}
+
+/// What is set of the compression, unless it has settings of an operator's. `has_sparse` is whether a sparse index can be
+/// added. Pure.
+fn change(settings: &[String], is_columnstore: bool, has_sparse: bool) -> Option<String> {
+    let is_new = settings.is_empty() || settings == FORMER;
+    if !is_new && !(settings == OWN && has_sparse) {
+        return None;
+    }
+    let (enable, prefix) = if is_columnstore { ("enable_columnstore", "") } else { ("compress", "compress_") };
+    // The order of a page: so a page decompresses what it shows, and sorts nothing. Refused: a segment per service,
+    // which makes each page merge all services and saves no space.
+    let order = page_order("DESC");
+    let sparse = if has_sparse { format!(", timescaledb.sparse_index = '{SPARSE_INDEX}'") } else { String::new() };
+    Some(format!(
+        "timescaledb.{enable}, timescaledb.{prefix}segmentby = '', timescaledb.{prefix}orderby = '{order}'{sparse}"
+    ))
+}
+
+/// Whether nobody has chosen sparse indexes: neither by a setting, nor by an index on another column, for which
+/// TimescaleDB makes one unless some are named.
+async fn is_sparse_free(client: &Client, logs: &Logs) -> Result<bool, Error> {
+    const SQL: &str = "SELECT NOT EXISTS (SELECT FROM timescaledb_information.hypertable_compression_settings s, \
+        jsonb_array_elements(CASE jsonb_typeof(to_jsonb(s)->'index') WHEN 'array' THEN to_jsonb(s)->'index' ELSE '[]' END) e \
+        WHERE s.hypertable::oid = $1 AND e->>'source' <> 'orderby') \
+        AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
+        WHERE i.indrelid = $1 AND a.attname NOT IN ('ts', 'id'))";
+    Ok(client.query_one(SQL, &[&logs.oid]).await?.get(0))
 }
 
 /// The settings of compression, a text per column; none if it is not enabled.
@@ -259,6 +286,21 @@ pub(super) async fn check_jobs(client: &Client, logs: &Logs) -> Result<(), Store
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compression_is_set_unless_an_operator_has_settings() {
+        let set = |settings: &[&str], has_sparse| {
+            change(&settings.iter().map(ToString::to_string).collect::<Vec<_>>(), true, has_sparse).unwrap_or_default()
+        };
+        let new =
+            "timescaledb.enable_columnstore, timescaledb.segmentby = '', timescaledb.orderby = 'ts DESC, id DESC'";
+        let sparse = format!("{new}, timescaledb.sparse_index = 'minmax(severity)'");
+        assert_eq!([set(&[], false), set(&[], true)], [new, &*sparse]);
+        assert_eq!([set(&FORMER, false), set(&FORMER, true)], [new, &*sparse]);
+        assert_eq!([set(&OWN, false), set(&OWN, true)], ["", &*sparse]);
+        assert_eq!(set(&["host 1 - -", "ts - 1 false"], true), "");
+        assert!(change(&[], false, false).is_some_and(|set| set.contains("compress_orderby = 'ts DESC, id DESC'")));
+    }
 
     #[test]
     fn what_is_wrong_with_a_job_is_told() {

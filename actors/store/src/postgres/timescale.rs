@@ -23,6 +23,9 @@ pub(super) struct Timescale {
 /// test has met them.
 const OLDEST: (u32, u32) = (2, 17);
 
+/// The first version whose sparse indexes can be named.
+const SPARSE_INDEXES: (u32, u32) = (2, 22);
+
 /// Whether the extension can be created in a database that lacks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Installed {
@@ -49,9 +52,7 @@ impl Timescale {
     /// # Errors
     /// [`StoreError::Systemic`] if it is too old.
     pub(super) fn check_version(&self) -> Result<(), StoreError> {
-        let mut numbers = self.version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or_default());
-        let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-        if version >= OLDEST {
+        if self.numbers() >= OLDEST {
             return Ok(());
         }
         let (major, minor) = OLDEST;
@@ -60,6 +61,16 @@ impl Timescale {
              stay as they are. Install a later one, then ALTER EXTENSION timescaledb UPDATE",
             self.version
         )))
+    }
+
+    /// Whether the sparse indexes of compressed chunks can be named.
+    pub(super) fn has_sparse_indexes(&self) -> bool {
+        self.numbers() >= SPARSE_INDEXES
+    }
+
+    fn numbers(&self) -> (u32, u32) {
+        let mut numbers = self.version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or_default());
+        (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
     }
 
     /// The function or procedure `name`, with its schema.
@@ -119,6 +130,11 @@ mod tests {
         for version in ["2.17.0", "2.28.3", "2.100.0-dev", "3.0"] {
             assert!(check(version).is_ok(), "{version}");
         }
+        let has_sparse = |version: &str| {
+            let (schema, version) = (String::new(), version.to_owned());
+            Timescale { schema, version, is_apache: false }.has_sparse_indexes()
+        };
+        assert_eq!(["2.21.4", "2.22.0", "2.28.3"].map(has_sparse), [false, true, true]);
         for version in ["2.16.1", "1.99.0"] {
             assert!(
                 check(version).unwrap_err().to_string().contains(&format!("TimescaleDB {version} is older than 2.17"))
