@@ -6,7 +6,7 @@ use logweir_tests::client::Load;
 use logweir_tests::process::command;
 use logweir_tests::scenario::{PATIENCE, Scenario};
 
-use super::{DAY_US, found, lines, maintain_again, now_us, number, on_timescale, post, start, step};
+use super::{DAY_US, found, lines, maintain_again, now_us, number, on_timescale, post, role, seen_by, start, step};
 
 /// Days of old records, and their number per day.
 const DAYS: [i64; 4] = [2, 3, 4, 5];
@@ -187,6 +187,9 @@ fn former_partitions_expire_together_with_their_counters() {
         s.wait("the exchange", |s| number(&s.store, FORMER) > 0);
         migrating.kill().unwrap();
         migrating.wait().unwrap();
+        // A role that comes while records move reads them, too.
+        let app = role(s, "app", "reading");
+        assert_eq!(seen_by(&app, "logweir_partitions"), number(&s.store, "SELECT count(*) FROM logweir_partitions"));
         holder.execute("COMMIT");
         s.set("database.retention_days", 4);
         start(s);

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::quoted;
-use super::logs::{LATE, find_late};
+use super::logs::{FORMER, LATE, find_division, find_late};
 use super::view::FUNCTION;
 use super::{clock, idempotency, schema};
 use crate::error::StoreError;
@@ -35,8 +35,9 @@ struct Place {
     extensions: Vec<String>,
     /// The tables and partitions, quoted and with their schemas.
     tables: Vec<String>,
-    /// Whether there is a table for late records.
+    /// Whether there is a table for late records, and one with records of former partitions.
     has_late: bool,
+    has_former: bool,
     /// Whether there is the function [`FUNCTION`].
     has_function: bool,
 }
@@ -52,7 +53,8 @@ const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, cu
     LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
 /// A hypertable passes its owner on to its chunks; a partitioned table does not.
 const TABLES_SQL: &str = "WITH RECURSIVE tree AS (SELECT to_regclass('logs')::oid AS oid UNION ALL \
-    SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid JOIN pg_class c ON c.oid = i.inhrelid \
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE n.nspname = $1 AND c.relname = $3 AND c.relkind = 'p' UNION ALL SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid JOIN pg_class c ON c.oid = i.inhrelid \
     WHERE c.relispartition) \
     SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.oid IN (SELECT oid FROM tree) OR (n.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r') ORDER BY 1";
@@ -77,6 +79,8 @@ const READING: [(&str, &str); 4] =
 /// What both need of the table for late records, where there is one.
 const LATE_STORING: (&str, &str) = (LATE, "SELECT, INSERT");
 const LATE_READING: (&str, &str) = (LATE, "SELECT");
+/// And of former partitions, until their records have moved.
+const FORMER_READING: (&str, &str) = (FORMER, "SELECT");
 
 const AGAIN: &str = "-- There are no tables yet: run `logweir database prepare`, and this command again.";
 
@@ -88,9 +92,10 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
         return Err(StoreError::Systemic("no schema of search_path exists: create it (CREATE SCHEMA …)".to_owned()));
     };
     let has_late = find_late(client, Some(&schema)).await.map_err(failed(WHAT))?.late().is_some();
+    let has_former = find_division(client, Some(&schema)).await.map_err(failed(WHAT))?.former.is_some();
     let late = has_late.then_some(LATE);
     let names: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE]).chain(late).collect();
-    let tables = client.query(TABLES_SQL, &[&schema, &names]).await.map_err(failed(WHAT))?;
+    let tables = client.query(TABLES_SQL, &[&schema, &names, &FORMER]).await.map_err(failed(WHAT))?;
     let place = Place {
         database: row.get(0),
         schema,
@@ -100,20 +105,22 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
         extensions: row.get(5),
         tables: tables.iter().map(|row| row.get(0)).collect(),
         has_late,
+        has_former,
         has_function: row.get(6),
     };
     Ok(statements(&place, role, purpose))
 }
 
 fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
-    let Place { database, schema, owner, is_superuser, exists, extensions, tables, has_late, has_function } = place;
+    let Place { database, schema, owner, is_superuser, exists, extensions, tables, has_late, has_former, has_function } =
+        place;
     let (database, schema, owner, role) = (quoted(database), quoted(schema), quoted(owner), quoted(role));
     let connect = format!("GRANT CONNECT ON DATABASE {database} TO {role};");
     let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {role};");
     let on_tables = |tables: &[(&str, &str)], late: (&'static str, &'static str)| -> Vec<String> {
-        let late = has_late.then_some(late);
-        let of = |(table, rights): &(&str, &str)| format!("GRANT {rights} ON {schema}.{} TO {role};", quoted(table));
-        if *exists { tables.iter().chain(&late).map(of).collect() } else { vec![AGAIN.to_owned()] }
+        let beside = has_late.then_some(late).into_iter().chain(has_former.then_some(FORMER_READING));
+        let of = |(table, rights): (&str, &str)| format!("GRANT {rights} ON {schema}.{} TO {role};", quoted(table));
+        if *exists { tables.iter().copied().chain(beside).map(of).collect() } else { vec![AGAIN.to_owned()] }
     };
     match purpose {
         Purpose::Storing => [vec![connect, usage], on_tables(&STORING, LATE_STORING)].concat(),
@@ -148,8 +155,9 @@ mod tests {
     fn place(exists: bool) -> Place {
         let tables = vec!["s.logs".to_owned(), "s.logs_default".to_owned()];
         let [database, schema, owner] = ["db", "s", "o"].map(str::to_owned);
-        let (extensions, has_late, has_function) = (Vec::new(), false, false);
-        Place { database, schema, owner, is_superuser: false, exists, extensions, tables, has_late, has_function }
+        let (extensions, has_late, has_former, has_function) = (Vec::new(), false, false, false);
+        let is_superuser = false;
+        Place { database, schema, owner, is_superuser, exists, extensions, tables, has_late, has_former, has_function }
     }
 
     #[test]
@@ -199,6 +207,18 @@ mod tests {
         let function = r#"GRANT EXECUTE ON FUNCTION "s".logweir_logs() TO "r";"#.to_owned();
         let printed = statements(&late, "r", Purpose::Reading);
         assert!(printed.contains(&reading) && printed.contains(&function), "{printed:?}");
+    }
+
+    #[test]
+    fn former_partitions_may_be_read_until_their_records_have_moved() {
+        let moving = Place { has_former: true, ..place(true) };
+        let line = r#"GRANT SELECT ON "s"."logweir_partitions" TO "r";"#.to_owned();
+        for purpose in [Purpose::Storing, Purpose::Reading] {
+            assert!(
+                statements(&moving, "r", purpose).contains(&line)
+                    && !statements(&place(true), "r", purpose).contains(&line)
+            );
+        }
     }
 
     #[test]
