@@ -311,6 +311,21 @@ fn a_gateway_answers_queries_about_what_processors_store() {
 }
 
 #[test]
+fn a_gateway_says_what_its_database_is() {
+    on_postgres("the database of a gateway", |s| {
+        s.set("role", "processor");
+        s.start();
+        let told = |server: &Server| (server.status()["store"].clone(), server.status()["store_version"].clone());
+        let known = |server: &Server| told(server).1.is_string();
+        s.server().until("what stores", PATIENCE, known).unwrap();
+        let address = s.server().http.to_string();
+        let mut gateway = gateway(s, &address, &[]);
+        gateway.until("what it reads", PATIENCE, known).unwrap();
+        assert_eq!(told(&gateway), told(s.server()));
+    });
+}
+
+#[test]
 fn the_web_ui_of_a_gateway_shows_all_processors() {
     on_postgres("the web UI of a gateway", |s| {
         let file = s.dir.join("alerts.toml");

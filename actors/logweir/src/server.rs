@@ -36,13 +36,15 @@ use crate::resources;
 use crate::search::Searcher;
 use logweir_formats::Defaults;
 use logweir_store as store;
-use logweir_store::DatabaseUrl;
 use logweir_store::throttle::QueryThrottle;
+use logweir_store::{DatabaseUrl, LogStore};
 
 /// How long requests in progress may take to submit their bodies after intake has closed.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long they then have to finish their responses, once the stages have stopped.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// Interval at which a gateway asks its database for its version.
+const LEARN_EVERY: Duration = Duration::from_secs(30);
 /// Interval of the metrics' upkeep.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// The demo generates the same services in every run.
@@ -157,6 +159,8 @@ async fn serve_gateway(
     let throttle = QueryThrottle::default();
     let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
     shared.set_dead_letter_store(opened.store());
+    shared.progress.names(opened.store().name(), cache.name());
+    actix_rt::spawn(learn(opened.store(), shared.progress.clone()));
     if let Some(gateway) = shared.gateway.clone() {
         let searcher = Searcher::new(reader, cache, Arc::new(gateway.clone()), config.query);
         shared.set_searcher(searcher.clone());
@@ -176,6 +180,15 @@ async fn serve_gateway(
         admin = base_url(admin, false),
     ));
     Ok(data.handle)
+}
+
+/// Keeps up what the status says of a gateway's database. Never completes.
+async fn learn(store: Arc<dyn LogStore>, progress: Progress) {
+    loop {
+        store.learn().await;
+        progress.store(store.name(), store.version());
+        tokio::time::sleep(LEARN_EVERY).await;
+    }
 }
 
 /// Stops a gateway: readiness turns 503 at once, requests are answered during the linger, then those in progress are

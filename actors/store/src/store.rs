@@ -27,6 +27,10 @@ pub trait LogStore: Send + Sync {
         None
     }
 
+    /// Learns both from the database that answers queries, for a process that never prepares one. A failure changes
+    /// nothing.
+    async fn learn(&self) {}
+
     /// Creates the tables that a flush needs or brings them up to date, under a lock, and nothing else. Call it before
     /// anything else.
     async fn prepare(&self) -> Result<(), StoreError>;

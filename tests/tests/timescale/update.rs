@@ -1,6 +1,8 @@
 //! `ALTER EXTENSION timescaledb UPDATE`, as each newer image needs it, while records come in.
 
 use logweir_tests::client::Load;
+use logweir_tests::process::Server;
+use logweir_tests::scenario::PATIENCE;
 
 use super::{caught_up, found, maintain_again, number, on_timescale, start, step, told};
 
@@ -38,12 +40,14 @@ fn an_update_of_the_extension_under_load_loses_and_doubles_nothing() {
 
         let now = s.store.rows("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'").unwrap();
         assert_ne!(now[0][0], *former);
+        let is_told = |server: &Server| {
+            server.status()["store_version"].as_str().is_some_and(|version| version.starts_with(&now[0][0]))
+        };
+        s.server().until("the version in the status", PATIENCE, is_told).unwrap();
         maintain_again(s);
         for name in ["policies", "late_records"] {
             assert_eq!(step(s.server(), name), None, "{name}");
         }
-        let status = s.server().status();
-        assert!(status["store_version"].as_str().unwrap().starts_with(&now[0][0]), "{status}");
         assert_eq!((found(s.server(), "service:old"), number(&s.store, compressed)), (3, 3));
         // The chunks that the former version compressed still take records.
         s.postgres().execute(&format!("{insert}(2, 4) n"));

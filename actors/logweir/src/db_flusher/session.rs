@@ -135,7 +135,9 @@ impl Session {
     pub async fn open_lane(&self, lane: u16) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
         let mut lease = self.lease.lock().await;
         let held = self.acquired(&mut lease).await?;
-        limited(ANSWER_LIMIT, self.store.open_lane(held, lane)).await
+        let opened = limited(ANSWER_LIMIT, self.store.open_lane(held, lane)).await?;
+        self.progress.store(self.store.name(), self.store.version());
+        Ok(opened)
     }
 
     /// Acquires the lease.

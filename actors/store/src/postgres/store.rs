@@ -207,6 +207,18 @@ impl LogStore for PostgresStore {
         self.product.version()
     }
 
+    async fn learn(&self) {
+        let learning = async {
+            let reader = self.read.get().await.map_err(pool_failure)?;
+            let home = self.read_home.clone().unwrap_or_default().find(&reader.client).await?;
+            self.product.learn(&reader.client, &home).await;
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = within(self.statement_timeout, "reading the version", learning).await {
+            tracing::debug!(%error, "the version of the database is not known");
+        }
+    }
+
     async fn prepare(&self) -> Result<(), StoreError> {
         let mut connection = self.connector.connect("logweir/prepare").await?;
         let looking = schema::lacks_timescale(&connection.client, &self.home);
@@ -245,6 +257,8 @@ impl LogStore for PostgresStore {
             let connection = self.connector.connect(&format!("{name}/open")).await?;
             end_stalled(&connection, &name).await;
             let row = lease::lane(&connection, &self.home, lease, lane).await?;
+            // Lanes open again after ALTER EXTENSION … UPDATE.
+            self.product.learn(&connection.client, &self.home.find(&connection.client).await?).await;
             drop(connection);
             let (connector, home, last_taken) = (self.connector.clone(), self.home.clone(), self.last_taken.clone());
             let (limits, fallback) = (self.limits(), self.fallback.clone());
