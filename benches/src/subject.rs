@@ -56,8 +56,10 @@ impl Database {
     /// On timeout.
     pub fn prepared(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
+        const PREPARED: &str =
+            "SELECT to_regclass('logs_ts_idx') IS NOT NULL AND to_regproc('logweir_logs') IS NOT NULL";
         let is_there = async || {
-            let row = connect(&self.url()).await.query_one("SELECT to_regclass('logs_ts_idx') IS NOT NULL", &[]).await;
+            let row = connect(&self.url()).await.query_one(PREPARED, &[]).await;
             row.expect("the query succeeds").get::<_, bool>(0)
         };
         while !on_a_runtime(is_there()) {
@@ -66,12 +68,15 @@ impl Database {
         }
     }
 
-    /// Empties the table and checkpoints, so that all rounds start in the same state.
+    /// Empties the tables of records and checkpoints, so that all rounds start in the same state.
     ///
     /// # Panics
     /// If a statement fails.
     pub fn empty(&self) {
         self.run("TRUNCATE logs");
+        if self.number("SELECT count(*) FROM pg_class WHERE oid = to_regclass('logweir_late')") > 0.0 {
+            self.run("TRUNCATE logweir_late");
+        }
         self.run("CHECKPOINT");
     }
 
@@ -112,12 +117,12 @@ impl Database {
         })
     }
 
-    /// Returns the number of rows in the table.
+    /// Returns the number of records, with those that wait to move into their chunk or partition.
     #[must_use]
     pub fn rows(&self) -> u64 {
         on_a_runtime(async {
-            let row = connect(&self.url()).await.query_one("SELECT count(*) FROM logs", &[]).await.expect("count");
-            row.get::<_, i64>(0).cast_unsigned()
+            let row = connect(&self.url()).await.query_one("SELECT count(*) FROM logweir_logs()", &[]).await;
+            row.expect("the query succeeds").get::<_, i64>(0).cast_unsigned()
         })
     }
 
