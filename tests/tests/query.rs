@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use logweir_tests::client::{Answer, Load, agent, get};
-use logweir_tests::postgres::connect;
+use logweir_tests::postgres::{connect, has_extension};
 use logweir_tests::process::Server;
 use logweir_tests::redis::Redis;
 use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, on_postgres, on_sqlite};
@@ -374,6 +374,11 @@ fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
 #[test]
 fn records_that_move_to_a_new_partition_while_a_query_begins_are_found() {
     on_postgres("a new partition during a query", |s| {
+        if has_extension("timescaledb") {
+            // Past the capture of test output: what was skipped must be visible in a run that passes.
+            let _ = writeln!(std::io::stderr(), "a new partition during a query: skipped: TimescaleDB has none");
+            return;
+        }
         s.start();
         ingest(s, 10, "committed");
         for (path, field) in [("/query?", "records"), ("/fields?", "fields")] {
@@ -554,7 +559,9 @@ fn counters_are_recounted_as_the_manual_says() {
         s.start();
         ingest(s, 600, "committed");
         let total = |s: &Scenario, step: &str| number(&fetch(s, &format!("/hits?{DAY}&step={step}"))["total"]);
-        s.store.rows("DELETE FROM logs WHERE service = 's1'").unwrap();
+        // They are old: TimescaleDB has no chunks for them.
+        let table = if has_extension("timescaledb") { "logweir_late" } else { "logs" };
+        s.store.rows(&format!("DELETE FROM {table} WHERE service = 's1'")).unwrap();
         assert_eq!((total(s, "1m"), total(s, "90s")), (600, 300), "the counters do not know");
         let start = MANUAL.find("BEGIN; -- recount").expect("the statements");
         let sql = &MANUAL[start..start + MANUAL[start..].find("COMMIT;").expect("their end") + 7];

@@ -211,6 +211,50 @@ fn a_subscriber_of_insertions_alone_has_each_record_once() {
 }
 
 #[test]
+fn publications_that_contradict_each_other_are_told_and_nothing_moves_until_they_agree() {
+    // Daily partitions, whatever the server has.
+    let settings = vec![("wal_level", "logical".to_owned()), ("shared_preload_libraries", String::new())];
+    on_postgres_with("contradicting publications", &Options { settings, ..Options::default() }, |s| {
+        s.set("database.maintenance", "false");
+        s.start();
+        let load = s.load(Load::default());
+        s.stored();
+        load.stop();
+        s.stop();
+        s.postgres().execute(
+            "CREATE PUBLICATION all_of_it FOR TABLE logs WITH (publish_via_partition_root); \
+             CREATE PUBLICATION insertions FOR TABLE logs WITH (publish_via_partition_root, publish = 'insert')",
+        );
+        let in_default = "SELECT count(*) FROM logs_default";
+        let waiting = number(&s.store, in_default);
+        assert!(waiting > 0);
+        s.set("database.maintenance", "true");
+        s.start();
+        let told = |server: &Process| {
+            let failing = server.status()["maintenance_failing"].clone();
+            let all = failing.as_array().cloned().unwrap_or_default();
+            all.iter()
+                .any(|step| step["error"].as_str().is_some_and(|error| error.contains("the same `publish` for both")))
+        };
+        s.server().until("the reason", PATIENCE, told).unwrap();
+        assert_eq!(number(&s.store, in_default), waiting, "a subscriber would lose them, or get them twice");
+        assert!(
+            number(&s.store, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'logs'::regclass") > 1,
+            "the next days"
+        );
+        let load = s.load(Load::default());
+        storing_goes_on(s, "the contradiction");
+        load.stop();
+        s.stop();
+        s.postgres().execute("ALTER PUBLICATION insertions SET (publish = 'insert, update, delete, truncate')");
+        s.start();
+        s.wait("the move", |s| number(&s.store, in_default) == 0);
+        assert_maintained(s.server());
+        s.assert_contract();
+    });
+}
+
+#[test]
 fn a_role_that_may_not_move_the_sequence_is_told_and_uses_no_number_twice() {
     on_postgres("sequence", |s| {
         s.start();
