@@ -259,6 +259,8 @@ fn records_are_visible_before_the_database_has_them() {
     for cache in ["memory:".to_owned(), redis.url()] {
         on_postgres("records_are_visible_before_the_database_has_them", |s| {
             s.set("cache.url", &cache);
+            // So long that no slow machine reaches it.
+            s.set("cache.timeout_ms", 30_000);
             s.start();
             ingest(s, 30, "committed");
             let lock = hold(s, "LOCK TABLE logweir_lane IN EXCLUSIVE MODE");

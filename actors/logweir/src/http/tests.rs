@@ -129,11 +129,11 @@ impl Plan {
                 decompressed_bytes_max: 2 << 20,
                 line_bytes_max: 64 << 10,
                 inflight_bytes_max: 4 << 20,
-                request_timeout_ms: 10_000,
+                request_timeout_ms: 100_000,
                 tls_cert_file: None,
                 tls_key_file: None,
                 tls_client_ca_file: None,
-                ack_timeout_ms: 10_000,
+                ack_timeout_ms: 100_000,
             },
             admin: Admin { listen: loopback },
             auth: Auth {
