@@ -171,7 +171,7 @@ async fn compress(client: &Client, timescale: &Timescale, logs: &Logs, after_day
 /// added. Pure.
 fn change(settings: &[String], is_columnstore: bool, has_sparse: bool) -> Option<String> {
     let is_new = settings.is_empty() || settings == FORMER;
-    if !is_new && !(settings == OWN && has_sparse) {
+    if !(is_new || settings == OWN && has_sparse) {
         return None;
     }
     let (enable, prefix) = if is_columnstore { ("enable_columnstore", "") } else { ("compress", "compress_") };
