@@ -122,12 +122,15 @@ pub fn command_of<K: AsRef<OsStr>, V: AsRef<OsStr>>(
 ) -> Command {
     let mut command = Command::new(binary);
     command.args(arguments).env_clear().envs(environment).env("FAILPOINTS", faults).env("RUST_BACKTRACE", "1");
-    // SAFETY: `prctl` is one system call and touches no memory. It ends the child together with the thread that
-    // started it, so that killing a test program leaves no processes behind.
+    // SAFETY: both are one system call and touch no memory. `prctl` ends the child together with the thread that started it,
+    // so that killing a test program leaves no processes behind; `signal` lets a hang-up reach it under nohup, too.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
         });
     }
     command
