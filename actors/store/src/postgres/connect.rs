@@ -519,10 +519,17 @@ pub(super) fn failure(what: &str, error: &Error) -> StoreError {
 
 fn class(error: &Error) -> Class {
     match error.as_db_error() {
+        Some(db) if is_catalog_conflict(db.code().code(), db.message()) => Class::Transient,
         Some(db) => classify(db.code().code()),
         None if is_certificate_error(error) => Class::Systemic,
         None => Class::Transient,
     }
+}
+
+/// Whether two statements have changed the same object at once, such as an index that is built on a partition that is
+/// dropped. The server has no code for it, and does not translate the message.
+fn is_catalog_conflict(code: &str, message: &str) -> bool {
+    code == "XX000" && message.starts_with("tuple concurrently ")
 }
 
 /// Returns the server's full message and what to do about it, or the chain of causes.
@@ -596,6 +603,14 @@ fn rustls_error(error: &Error) -> Option<&rustls::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statements_that_change_the_same_object_at_once_are_tried_again() {
+        assert!(is_catalog_conflict("XX000", "tuple concurrently updated"));
+        assert!(is_catalog_conflict("XX000", "tuple concurrently deleted"));
+        assert!(!is_catalog_conflict("XX000", "cache lookup failed for relation 16384"));
+        assert!(!is_catalog_conflict("P0001", "tuple concurrently updated"));
+    }
 
     #[test]
     fn a_pooler_that_cannot_be_checked_again_stays_believed_and_a_new_one_does_not() {
