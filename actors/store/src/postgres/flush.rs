@@ -249,11 +249,13 @@ impl PgLane {
 
     fn begin_sql(&self, compresses: bool) -> String {
         // Row locks suffice: under a role's default of SERIALIZABLE lanes would end each other's transactions.
-        // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of logweir.
+        // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of logweir. It is
+        // below the statement's own limit, with which the records would seem to be at fault.
+        let statement_ms = self.limits.statement.as_millis();
+        let lock_ms = (statement_ms / 2).clamp(1, 2_000);
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
-             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'{}",
-            self.limits.statement.as_millis(),
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {lock_ms}; \
+             SET LOCAL statement_timeout = {statement_ms}; SET LOCAL idle_in_transaction_session_timeout = '15s'{}",
             if compresses { "; SET LOCAL timescaledb.enable_direct_compress_copy = on" } else { "" }
         )
     }
