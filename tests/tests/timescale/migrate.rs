@@ -6,7 +6,9 @@ use logweir_tests::client::Load;
 use logweir_tests::process::command;
 use logweir_tests::scenario::{PATIENCE, Scenario};
 
-use super::{DAY_US, found, lines, maintain_again, now_us, number, on_timescale, post, role, seen_by, start, step};
+use super::{
+    DAY_US, caught_up, found, lines, maintain_again, now_us, number, on_timescale, post, role, seen_by, start, step,
+};
 
 /// Days of old records, and their number per day.
 const DAYS: [i64; 4] = [2, 3, 4, 5];
@@ -70,6 +72,36 @@ fn plain_before(s: &mut Scenario) {
     s.postgres().stop();
     s.postgres().set("shared_preload_libraries", "timescaledb");
     s.postgres().restart();
+}
+
+/// A COPY that waits for the lock has been taken for one into a table that is no hypertable: it writes where no query looks.
+#[test]
+fn a_batch_that_waits_while_a_hypertable_takes_the_place_of_the_table_is_stored_where_it_is_found() {
+    on_timescale("exchange", &[("shared_preload_libraries", "")], |s| {
+        plain_before(s);
+        s.postgres().execute("CREATE EXTENSION timescaledb");
+        start(s);
+        let load = s.load(Load::default());
+        s.stored();
+        // As the command does it.
+        let exchange = s.postgres().session();
+        exchange.execute(
+            "BEGIN; LOCK TABLE ONLY logs IN ACCESS EXCLUSIVE MODE; ALTER TABLE logs RENAME TO logweir_partitions; \
+             CREATE TABLE logs (LIKE logweir_partitions INCLUDING ALL); \
+             SELECT create_hypertable('logs', 'ts', create_default_indexes => false)",
+        );
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'";
+        s.wait("a batch that waits", |s| number(&s.store, waiting) > 0);
+        exchange.execute("COMMIT");
+        s.acknowledged(1_000);
+        load.stop();
+        caught_up(s.server());
+        let exists = |table: &&str| number(&s.store, &format!("SELECT count(to_regclass('{table}'))")) == 1;
+        let of_lanes = |table: &str| number(&s.store, &format!("SELECT count(*) FROM {table} WHERE id >> 44 > 0"));
+        let visible = ["logs", "logweir_partitions", "logweir_late"].into_iter().filter(exists).map(of_lanes);
+        assert_eq!(visible.sum::<i64>(), number(&s.store, "SELECT sum(rows)::bigint FROM logweir_lane"));
+        assert!(s.server().log_text().contains("another table took the place of table logs"), "the batch had waited");
+    });
 }
 
 #[test]

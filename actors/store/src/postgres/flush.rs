@@ -22,7 +22,7 @@ use logweir_engine::journal::LaneId;
 use logweir_record::record::Severity;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
@@ -83,13 +83,14 @@ const DEAD_SQL: &str = "INSERT INTO $home.logweir_dead_letter (id, writer_id, la
     SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
     FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \
     AS t (id, seq, row_no, sqlstate, reason, raw)";
-const GUARD_SQL: &str =
-    "SELECT last_seq, inherited + rows + dead + lost FROM $home.logweir_lane WHERE writer_id = $1 AND lane = $2";
+/// Also returns which table is `logs`.
+const GUARD_SQL: &str = "SELECT last_seq, inherited + rows + dead + lost, to_regclass($3)::oid \
+    FROM $home.logweir_lane WHERE writer_id = $1 AND lane = $2";
 const STORED_SQL: &str =
     "SELECT ts, severity, service, host, message, attributes::text FROM $home.logs ORDER BY ts DESC LIMIT 1";
 
 const ENCODING_SQL: &str = "SELECT current_setting('server_encoding') <> 'UTF8'";
-const ROW_SECURITY_SQL: &str = "SELECT row_security_active($1::text::regclass)";
+const ROW_SECURITY_SQL: &str = "SELECT row_security_active($1::text::regclass), $1::text::regclass::oid";
 
 /// Rows that are tried per round trip.
 const PROBE_WINDOW: usize = 256;
@@ -123,6 +124,8 @@ struct LaneSession {
     home: Home,
     cas: Statement,
     logs: Target,
+    /// Which table `logs` was when the session began.
+    logs_oid: Oid,
     /// Whether late records go to a table of their own.
     is_hypertable: bool,
     /// Whether daily partitions have got one, as far as possible.
@@ -212,7 +215,8 @@ impl PgLane {
         let ascii = encoding.map_err(|error| failure("reading the database's encoding", &error))?.get(0);
         let table = Place::Logs.table(&home).to_string();
         let row_security = connection.client.query_typed_one(ROW_SECURITY_SQL, &[(&table, Type::TEXT)]).await;
-        let has_policies = row_security.map_err(|error| failure("reading the row security of logs", &error))?.get(0);
+        let row_security = row_security.map_err(|error| failure("reading the row security of logs", &error))?;
+        let (has_policies, logs_oid) = (row_security.get(0), row_security.get(1));
         let logs = Target { copy: prepare(Place::Logs.sql(&home, COPY_SQL)).await?, has_policies };
         let compresses = self.limits.direct_compress && is_hypertable && has_direct_compress(&connection).await?;
         let begin = self.begin_sql(compresses);
@@ -221,6 +225,7 @@ impl PgLane {
             home,
             cas,
             logs,
+            logs_oid,
             is_hypertable,
             looked_for_late: false,
             late: None,
@@ -709,7 +714,8 @@ impl FlushStatements for LaneSession {
         volume: Vec<(Key<'_>, i64)>,
     ) -> Result<(u64, u64), StoreError> {
         let lane = i32::from(step.batch.lane);
-        let values: [&(dyn ToSql + Sync); 2] = [&step.writer, &lane];
+        let table = Place::Logs.table(&self.home).to_string();
+        let values: [&(dyn ToSql + Sync); 3] = [&step.writer, &lane, &table];
         // One round trip for both. If counting fails, so does the guard, since the transaction is aborted.
         let both = join(self.count_volume(step, &volume), self.client().query_one(&self.guard, &values));
         let Some((counted, read)) = limited(self.limit, both).await else {
@@ -717,6 +723,14 @@ impl FlushStatements for LaneSession {
         };
         counted.map_err(|error| batch_failure("counting the volume", &error))?;
         let row = read.map_err(|error| batch_failure("reading the cursor back", &error))?;
+        // TimescaleDB decides what kind of table a COPY has before the COPY waits for the table's lock. One that waited while a
+        // hypertable took the place of `logs` writes into the hypertable itself, where no query looks.
+        if row.get::<_, Option<Oid>>(2) != Some(self.logs_oid) {
+            return Err(StoreError::Transient(
+                "another table took the place of table logs while records were stored: rolled back, and stored there"
+                    .to_owned(),
+            ));
+        }
         Ok((row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i64>(1).cast_unsigned()))
     }
 
