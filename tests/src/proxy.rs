@@ -249,16 +249,13 @@ impl Shared {
                     Some(late_or_unanswered) => {
                         // Set before the message is sent, so that the response cannot slip through.
                         *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                        let is_late = late_or_unanswered != AtCommit::ReplyLost;
-                        if is_late {
+                        if late_or_unanswered != AtCommit::ReplyLost {
                             let _ = client.shutdown(Shutdown::Both);
-                        }
-                        match late_or_unanswered {
-                            AtCommit::Late(time) => std::thread::sleep(time),
-                            AtCommit::Held => self.hold(),
-                            AtCommit::RequestLost | AtCommit::ReplyLost => {}
-                        }
-                        if is_late {
+                            if let AtCommit::Late(time) = late_or_unanswered {
+                                std::thread::sleep(time);
+                            } else {
+                                self.hold();
+                            }
                             // The other pump closes the connection when the server has responded.
                             return drop(self.pass(server, *number, &message));
                         }

@@ -118,7 +118,7 @@ pub(super) struct Placing {
 }
 
 impl Placing {
-    /// Everything goes to `logs`, because there is no other table.
+    /// Every record goes to `logs`.
     pub(super) const LOGS: Self = Self { in_logs: Window::ALL };
 
     /// Without a `reach` every record is within it: partitions have a default one.
